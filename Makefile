@@ -1,0 +1,43 @@
+# The targets of this project; `make` alone lists them.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+XI := $(BIN)/xi-harness
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-guest unit lint guests bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## install what is missing: QEMU, gcc, gdb from the distribution, a virtual environment
+	@scripts/setup
+
+guests: setup ## build the firmware and the test guests
+	@$(MAKE) --no-print-directory --silent -C guest-kernels PYTHON=$(abspath $(BIN)/python)
+
+run: guests ## the main job: boot every guest once and check it against the MMU
+	@$(XI) run --tour $(ARGS)
+
+lint: setup ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+unit: guests ## pytest: the engine, the reports, the plugin, a few whole runs
+	@$(BIN)/pytest -q $(ARGS)
+
+test-guest: guests ## every guest in every paging mode
+	@$(XI) run --all $(ARGS)
+
+test: ## lint, unit and test-guest
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory test-guest
+
+bench: guests ## measure the harness itself
+	@$(XI) bench $(ARGS)
+
+clean: ## remove what was built; the virtual environment stays
+	@$(MAKE) --no-print-directory -C guest-kernels PYTHON="$(firstword $(wildcard $(abspath $(BIN)/python)) python3)" clean
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

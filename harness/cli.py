@@ -1,0 +1,318 @@
+"""The command `xi-harness`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Final, NoReturn, TextIO
+
+import typer
+from rich.text import Text
+
+from harness import __version__, jobs
+from harness.batch import Batch
+from harness.machine.errors import MachineError
+from harness.report import json_file, junit
+from harness.report.error_log import keep_traceback
+from harness.report.live import observer
+from harness.report.output_file import check_writable
+from harness.report.record import RunRecord
+from harness.report.stdout import tolerant_stdout
+from harness.report.summary import ExitStatus, exit_status
+from harness.report.terminal import catalogue_lines, make_console, print_report
+from harness.report.text import one_line, printable
+
+RUNNER: jobs.Runner = jobs.run_job  # what a worker does with a job
+DEFAULT_JOBS: Final = 2
+STDOUT: Final = Path("-")
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Boots tiny x86 guests in QEMU, keeps XI shadow page tables for them, and checks every translation "
+    "against the real MMU. Exit status: 0 every run ended as expected, 1 a check failed, 2 usage, "
+    "3 a machine could not be run or was lost, 130 interrupted.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"xi-harness {__version__}")
+        raise typer.Exit(0)
+
+
+@app.command()
+def run(
+    guests: Annotated[list[str] | None, typer.Argument(metavar="[GUEST]...", help="Guests of the catalogue.")] = None,
+    paging: Annotated[
+        list[str] | None, typer.Option(metavar="MODE", help="nopae, pae, long4 or long5; may be repeated.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every guest in every mode it is built for.")] = False,
+    as_tour: Annotated[bool, typer.Option("--tour", help="Each guest once (what a bare `run` does).")] = False,
+    kernel: Annotated[Path | None, typer.Option(help="Any kernel that QEMU can load, instead of a guest.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="S", help="The kernel's command line.")] = None,
+    initrd: Annotated[Path | None, typer.Option(help="The kernel's initial RAM disk.")] = None,
+    memory: Annotated[int | None, typer.Option(min=2, max=65536, metavar="MIB", help="RAM of the machine.")] = None,
+    cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="QEMU's -cpu.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything chosen at random.")] = 1,
+    engine: Annotated[str, typer.Option(help="The shadow engine to check.")] = "xi",
+    time_limit: Annotated[float | None, typer.Option(metavar="S", help="Seconds one machine may run.")] = None,
+    workers: Annotated[int | None, typer.Option("--jobs", min=1, max=256, help="Machines at a time.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", metavar="F", help="Write a JSON report; - is stdout.")
+    ] = None,
+    junit_path: Annotated[Path | None, typer.Option("--junit", metavar="F", help="Write a JUnit XML report.")] = None,
+    html_path: Annotated[Path | None, typer.Option("--html", metavar="F", help="Write an HTML report.")] = None,
+    logs: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep each run's console and QEMU output.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print QEMU's command lines; run nothing.")] = False,
+) -> None:
+    """Run guests and check them; without a GUEST, the tour of all of them."""
+    from harness.plan import plan  # noqa: PLC0415 - numpy and QMP, which `--help` can do without
+    from harness.session import RunOptions  # noqa: PLC0415
+
+    if time_limit is not None and not (math.isfinite(time_limit) and time_limit > 0):
+        raise typer.BadParameter("a positive number of seconds", param_hint="--time-limit")
+    options = RunOptions(
+        seed=seed,
+        engine=engine,
+        time_limit=time_limit,
+        log_dir=logs,
+        kernel=kernel,
+        append=append,
+        initrd=initrd,
+        memory_mib=memory,
+        cpu=cpu,
+    )
+    try:
+        todo = plan(guests or [], paging or [], options, every, as_tour)
+    except ValueError as error:
+        raise typer.BadParameter(one_line(str(error)), param_hint="run") from error
+    if dry_run:
+        _print_commands(todo)
+        return
+    outputs = _outputs(json_path, junit_path, html_path)
+    if logs is not None:
+        _make_folder(logs)
+    count = workers or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
+    raise typer.Exit(_run_batch(todo, count, outputs, sys.stderr if json_path == STDOUT else sys.stdout))
+
+
+Writer = Callable[[Sequence[RunRecord], bool], None]
+
+
+def _outputs(json_path: Path | None, junit_path: Path | None, html_path: Path | None) -> dict[str, Writer]:
+    """What writes each report file that was asked for; usage error now if one could not be written later."""
+    for path in (json_path, junit_path, html_path):
+        if path is not None and path != STDOUT:
+            try:
+                check_writable(path)
+            except OSError as error:
+                raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="report file") from error
+    writers: dict[str, Writer] = {}
+    if json_path is not None:
+        writers[str(json_path)] = lambda records, cut: _write_json(json_path, json_file.document(records, cut))
+    if junit_path is not None:
+        writers[str(junit_path)] = lambda records, _: junit.write(junit_path, records)
+    if html_path is not None:
+        from harness.report import html  # noqa: PLC0415 - jinja2 and matplotlib
+
+        writers[str(html_path)] = lambda records, _: html.write(html_path, records)
+    return writers
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    if path == STDOUT:
+        typer.echo(json.dumps(content, indent=1, allow_nan=False))
+    else:
+        json_file.write(path, content)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--logs") from error
+
+
+def _run_batch(todo: Sequence[jobs.Job], count: int, outputs: dict[str, Writer], stream: TextIO) -> int:
+    console = make_console(stream)
+    batch = Batch(todo, count, RUNNER)
+    began = time.monotonic()
+    stopped = 0
+    try:
+        with observer(console, len(todo)) as watching:
+            batch.run(watching)
+    except Interrupted as interrupt:
+        stopped = interrupt.number
+    records = batch.records
+    print_report(console, records, time.monotonic() - began)
+    status: int = exit_status(records)
+    if stopped:
+        console.print(Text(f"interrupted: {len(todo) - len(records)} of {len(todo)} runs were not finished"))
+        status = 128 + stopped
+    for name, write in outputs.items():
+        try:
+            write(records, bool(stopped))
+        except OSError as error:
+            _complain(f"cannot write {name}: {error.strerror or error}")
+            status = status or ExitStatus.MACHINE
+    return status
+
+
+def _print_commands(todo: Sequence[jobs.Job]) -> None:
+    from harness.session import command_line  # noqa: PLC0415 - numpy and QMP
+
+    for job in todo:
+        typer.echo(shlex.join(command_line(job.guest, job.paging, job.options)))
+
+
+@app.command("list")
+def list_guests(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """The catalogue: guests, paging modes, and the verdict that each must end with."""
+    from harness.catalogue import load_catalogue  # noqa: PLC0415 - `--help` need not read the catalogue
+    from harness.x86.modes import PAGED_MODES  # noqa: PLC0415
+
+    try:
+        guests = list(load_catalogue().values())
+    except ValueError as error:
+        raise typer.BadParameter(one_line(str(error)), param_hint="catalogue") from error
+    if as_json:
+        rows = [
+            {
+                "name": guest.name,
+                "description": guest.description,
+                "modes": {mode: guest.expected_for(mode) for mode in guest.modes},
+                "memory_mib": guest.memory_mib,
+                "time_limit": guest.time_limit,
+                "tags": list(guest.tags),
+            }
+            for guest in guests
+        ]
+        typer.echo(json.dumps({"schema": 1, "guests": rows}, indent=1))
+        return
+    for line in catalogue_lines(guests, [mode.name for mode in PAGED_MODES]):
+        typer.echo(line)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """What is installed, what is missing, and what that means. Exit status 3 if runs are impossible."""
+    from harness import doctor as examination  # noqa: PLC0415 - shares its name with this command
+
+    findings = examination.examine()
+    if as_json:
+        typer.echo(json.dumps(examination.to_json(findings), indent=1))
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.status:8} {finding.name:12} {finding.found}".rstrip())
+            if finding.means:
+                typer.echo(f"{'':8} {'':12} {finding.means}")
+    raise typer.Exit(examination.exit_status(findings))
+
+
+@app.command()
+def bench(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Figures to measure.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", metavar="F", help="Write the figures as JSON.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="The names of the figures.")] = False,
+) -> None:
+    """Measure the harness itself; figures are ratios, the raw numbers stand beside them."""
+    from harness import bench as benches  # noqa: PLC0415 - numpy and QMP
+
+    if show:
+        for name, text in benches.FIGURES.items():
+            typer.echo(f"{name:24} {text}")
+        return
+    if json_path is not None and json_path != STDOUT:
+        _outputs(json_path, None, None)
+    try:
+        result = benches.run_bench(names or None)
+    except ValueError as error:
+        raise typer.BadParameter(one_line(str(error)), param_hint="bench") from error
+    if json_path != STDOUT:
+        for name, value in result["figures"].items():
+            typer.echo(f"{name:32} {value:>14,.3f}" if isinstance(value, float) else f"{name:32} {value!s:>14}")
+    if json_path is not None:
+        try:
+            _write_json(json_path, json_file.plain(result))
+        except OSError as error:
+            _complain(f"cannot write {json_path}: {error.strerror or error}")
+            raise typer.Exit(ExitStatus.MACHINE) from error
+
+
+@app.command()
+def decisions() -> None:
+    """Print the XI engine's decision table."""
+    from harness.xi import decision  # noqa: PLC0415 - only this command reads it
+
+    typer.echo(decision.text())
+
+
+class Interrupted(BaseException):
+    """SIGINT, SIGTERM or SIGHUP arrived. number: the signal's. Like KeyboardInterrupt, no Exception."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)  # the cleaning up that follows has its own deadlines
+    raise Interrupted(number)
+
+
+def _complain(message: str) -> None:
+    print(f"xi-harness: {message}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """The console script: runs the command and ends the process. No traceback gets past here."""
+    stdout = tolerant_stdout()
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+            signal.signal(number, _interrupt)
+    status = _guarded()
+    stdout.flush()
+    if stdout.error is not None and not stdout.closed_early:
+        _complain(f"cannot write to standard output: {stdout.error.strerror}")
+        status = status or ExitStatus.MACHINE
+    raise SystemExit(int(status))
+
+
+def _guarded() -> int:
+    try:
+        app(prog_name="xi-harness")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Interrupted as interrupt:
+        return 128 + interrupt.number
+    except MachineError as error:
+        _complain(printable(str(error)))
+        return ExitStatus.MACHINE
+    except Exception as error:
+        _complain(keep_traceback(error, traceback.format_exc()))
+        return ExitStatus.MACHINE
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A machine turned into a stream of events for a shadow engine."""

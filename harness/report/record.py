@@ -1,0 +1,60 @@
+"""The record of one run: what every report (terminal, JSON, JUnit, pytest) is made from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from harness.check.target import Mismatch
+
+SCHEMA: Final = 1
+VERDICTS: Final = ("pass", "fail", "crash", "timeout", "error", "skip")
+EVENTS: Final = ("cr3_load", "table_write", "invlpg", "control", "page_fault")
+ORACLES: Final = ("probe", "gva2gpa", "memory", "info_tlb", "ad_bits")
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One guest, one paging mode, one run.
+
+    verdict: pass (TAP plan complete, nothing failed), fail (a check, an audit, a TAP line or the interception),
+    crash (triple fault), timeout (deadline), error (the machine could not be run or was lost), skip.
+    expected: the catalogue's verdict. reason: one line that says why the verdict is what it is.
+    exceptions: named differences that were allowed, with counts. stats: the engine's counters.
+    tap: (ok, text) lines. log_dir: where console and QEMU output were kept, if anywhere.
+    repro: commands to paste. recent_events: the last events before the end, as text.
+    """
+
+    guest: str
+    paging: str
+    mode: str = "observe"
+    engine: str = "xi"
+    verdict: str = "error"
+    expected: str = "pass"
+    reason: str = ""
+    seconds: float = 0.0
+    seed: int = 0
+    checkpoints: int = 0
+    events: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EVENTS, 0))
+    checks: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ORACLES, 0))
+    mismatches: int = 0
+    audit_failures: int = 0
+    interception_misses: int = 0
+    exceptions: dict[str, int] = field(default_factory=dict)
+    failures: list[Mismatch] = field(default_factory=list)  # the first few, in full
+    audit: list[str] = field(default_factory=list)
+    misses: list[str] = field(default_factory=list)
+    tap: list[tuple[bool, str]] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    repro: list[str] = field(default_factory=list)
+    recent_events: list[str] = field(default_factory=list)
+    log_dir: str = ""
+
+    @property
+    def as_expected(self) -> bool:
+        return self.verdict in (self.expected, "skip")
+
+    def to_json(self) -> dict[str, Any]:
+        """The run's object in the report file (`mismatches` is a count; `failures` holds the first in full)."""
+        return asdict(self)

@@ -1,0 +1,152 @@
+"""Lines and tables for people: the run table, the summary, the catalogue.
+
+Rows have fixed columns, so that the table reads the same live, in a pipe and in a log file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from harness.report.error_log import TRACEBACK
+from harness.report.failure import SHOWN, failure_block
+from harness.report.record import RunRecord
+from harness.report.summary import Totals
+from harness.report.text import duration, one_line
+
+if TYPE_CHECKING:
+    from harness.catalogue import Guest
+
+# (heading, width, alignment)
+COLUMNS: Final = (
+    ("guest", 18, "<"),
+    ("paging", 7, "<"),
+    ("verdict", 19, "<"),
+    ("stops", 5, ">"),
+    ("events", 8, ">"),
+    ("checks", 9, ">"),
+    ("wrong", 6, ">"),
+    ("seconds", 8, ">"),
+)
+VERDICT_STYLE: Final = {"pass": "green", "skip": "yellow"}
+
+
+def make_console(stream: TextIO) -> Console:
+    """A console that never guesses: no markup, no emoji, no highlighting of numbers.
+
+    In a pipe the width is fixed, so that lines are not folded at 80 columns.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    piped = int(columns) if columns.isdecimal() and int(columns) > 0 else 160
+    width = None if stream.isatty() else piped
+    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
+
+
+def heading() -> Text:
+    return Text(_row([name for name, _, _ in COLUMNS]), style="bold")
+
+
+def row(record: RunRecord) -> Text:
+    """One finished run on one line; a reason follows when the run did not simply pass."""
+    verdict = record.verdict
+    if record.verdict not in (record.expected, "skip"):
+        verdict = f"{record.verdict} (not {record.expected})"
+    wrong = record.mismatches + record.audit_failures + record.interception_misses
+    line = _row(
+        [
+            record.guest,
+            record.paging,
+            verdict,
+            str(record.checkpoints),
+            f"{sum(record.events.values()):,}",
+            f"{sum(record.checks.values()):,}",
+            f"{wrong:,}",
+            f"{record.seconds:.2f}",
+        ]
+    )
+    text = Text(line, no_wrap=True, overflow="ellipsis")
+    start = sum(width + 2 for _, width, _ in COLUMNS[:2])
+    text.stylize(verdict_style(record), start, start + COLUMNS[2][1])
+    return text
+
+
+def verdict_style(record: RunRecord) -> str:
+    """A crash that was expected is as good as a pass."""
+    if record.as_expected:
+        return VERDICT_STYLE.get(record.verdict, "green")
+    return "bold red"
+
+
+def _row(cells: Sequence[str]) -> str:
+    parts = []
+    for (_, width, align), cell in zip(COLUMNS, cells, strict=True):
+        parts.append(f"{one_line(cell, width):{align}{width}}")
+    return "  ".join(parts).rstrip()
+
+
+def summary(records: Sequence[RunRecord], wall_seconds: float) -> str:
+    """The totals, two lines: what ran, and what the checks found."""
+    totals = Totals.of(records)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(totals.verdicts.items()))
+    as_expected = totals.runs - totals.unexpected
+    first = f"{totals.runs} runs ({verdicts or 'none'}), {as_expected} as expected, in {duration(wall_seconds)}"
+    return (
+        f"{first}\n{totals.events:,} events; {totals.checks['probe']:,} probe checks, "
+        f"{sum(totals.checks.values()):,} checks in all; {totals.mismatches:,} mismatches, "
+        f"{totals.audit_failures:,} audit failures, {totals.interception_misses:,} interception misses"
+    )
+
+
+def allowed(records: Sequence[RunRecord]) -> str:
+    """The named exceptions that were allowed, on one line with counts; empty when there were none."""
+    counts: dict[str, int] = {}
+    for record in records:
+        for name, count in record.exceptions.items():
+            counts[name] = counts.get(name, 0) + count
+    if not counts:
+        return ""
+    return "allowed by name: " + ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items()))
+
+
+def print_report(console: Console, records: Sequence[RunRecord], wall_seconds: float) -> None:
+    """The end of a terminal report: failure blocks first, totals last, where the eye is.
+
+    One failing run is shown at length, several with one mismatch each (the report files have more). Runs that
+    failed for the same machine-side reason (QEMU not installed, say) share one block.
+    """
+    blocks: dict[tuple[str, str], RunRecord] = {}
+    repeated: dict[tuple[str, str], int] = {}
+    for record in records:
+        if record.as_expected:
+            continue
+        shared = record.verdict == "error" and record.reason
+        key = ("", record.reason.split(TRACEBACK)[0]) if shared else (record.guest, record.paging)
+        repeated[key] = repeated.get(key, -1) + 1
+        blocks.setdefault(key, record)
+    shown = SHOWN if len(blocks) == 1 else 1
+    for key, record in blocks.items():
+        console.print()
+        console.print(Text(failure_block(record, shown)), soft_wrap=True)
+        if repeated[key]:
+            console.print(Text(f"(and {repeated[key]} more runs for the same reason)"))
+    if records:
+        console.print()
+    if line := allowed(records):
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(summary(records, wall_seconds)), soft_wrap=True)
+
+
+def catalogue_lines(guests: Sequence[Guest], modes: Sequence[str]) -> list[str]:
+    """Guests down, paging modes across; a cell holds the verdict that must come out, ``-`` where not built."""
+    rows = [("guest", *modes, "description")]
+    for guest in guests:
+        cells = (guest.expected_for(mode) if mode in guest.modes else "-" for mode in modes)
+        rows.append((guest.name, *cells, guest.description))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    return [
+        "  ".join([*(f"{cell:{width}}" for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in rows
+    ]

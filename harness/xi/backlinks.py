@@ -1,0 +1,147 @@
+"""Backlinks: for every target, the list of the SPTEs that point to it.
+
+Two pages of an SPTI hold 512 pairs (next, previous), index for index with its SPTEs, so that the way from an SPTE to
+its backlink and back is arithmetic. Heads are kept per gfn and page size for leaves, and per SPTI for the SPTEs that
+lead to it (its parents). A link is a pool word + 1, so that a zero page is a page without links; the first node's
+`previous` names its head, so unlinking needs to know nothing of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.xi.pool import BACKLINKS, SPTI_SHIFT, Pool
+
+HEAD: Final = 1 << 62
+Ints = npt.NDArray[np.int64]
+
+_SCALAR_BELOW: Final = 8  # shorter runs are linked one by one: cheaper than setting up numpy
+
+
+class Backlinks:
+    """Lists of SPTEs by target. A *slot* is the number of a target: see `slot` and `parents`."""
+
+    def __init__(self, pool: Pool, frames: int) -> None:
+        """`frames`: guest frames of the domain."""
+        self._pool = pool
+        self._q = pool.q
+        self._signed = pool.signed
+        self._base_2m = frames
+        self._base_1g = self._base_2m + -(-frames // 512)
+        self._base_parents = self._base_1g + -(-frames // (512 * 512))
+        self.slots = self._base_parents + len(pool)
+        self._heads_array = np.zeros(self.slots, np.int64)
+        self.heads = self._heads_array.data.cast("B").cast("Q")
+        self._winner = np.zeros(self.slots, np.int64)
+
+    def slot(self, level: int, gfn: int) -> int:
+        """Slot of the leaf target of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) whose first frame is `gfn`."""
+        if level == 1:
+            return gfn
+        return self._base_2m + (gfn >> 9) if level == 2 else self._base_1g + (gfn >> 18)
+
+    def parents(self, index: int) -> int:
+        """Slot of the SPTEs that lead to the SPT of SPTI `index`."""
+        return self._base_parents + index
+
+    def link(self, word: int, slot: int) -> None:
+        """Puts the SPTE at `word` at the front of a list. O(1)."""
+        q = self._q
+        at = word + BACKLINKS + (word & 511)
+        head = self.heads[slot]
+        q[at] = head
+        q[at + 1] = HEAD | slot
+        if head:
+            old = head - 1
+            q[old + BACKLINKS + 1 + (old & 511)] = word + 1
+        self.heads[slot] = word + 1
+
+    def unlink(self, word: int) -> None:
+        """Takes the SPTE at `word` off its list. O(1)."""
+        q = self._q
+        at = word + BACKLINKS + (word & 511)
+        after, before = q[at], q[at + 1]
+        if before & HEAD:
+            self.heads[before ^ HEAD] = after
+        else:
+            node = before - 1
+            q[node + BACKLINKS + (node & 511)] = after
+        if after:
+            node = after - 1
+            q[node + BACKLINKS + 1 + (node & 511)] = before
+        q[at] = 0
+        q[at + 1] = 0
+
+    def nodes(self, slot: int) -> list[int]:
+        """The words of all SPTEs on a list, as of now."""
+        q = self._q
+        out: list[int] = []
+        link = self.heads[slot]
+        while link:
+            word = link - 1
+            out.append(word)
+            link = q[word + BACKLINKS + (word & 511)]
+        return out
+
+    def empty(self, slot: int) -> bool:
+        return not self.heads[slot]
+
+    def mapping(self, gfn: int) -> Iterator[tuple[int, int]]:
+        """(word, level) of every leaf SPTE that maps `gfn`: 4 KiB pages, then the large pages around it."""
+        for level in (1, 2, 3):
+            for word in self.nodes(self.slot(level, gfn)):
+                yield word, level
+
+    def link_many(self, words: Ints, slots: Ints) -> None:
+        """Links `words[i]` into list `slots[i]` for all i. Slots may repeat: each round links one word a slot."""
+        heads, signed = self._heads_array, self._signed
+        while len(words) >= _SCALAR_BELOW:
+            order = np.arange(len(words))
+            self._winner[slots] = order
+            won = self._winner[slots] == order
+            w, s = words[won], slots[won]
+            at = w + BACKLINKS + (w & 511)
+            old = heads[s]
+            signed[at] = old
+            signed[at + 1] = s | HEAD
+            node = old[old != 0] - 1
+            signed[node + BACKLINKS + 1 + (node & 511)] = w[old != 0] + 1
+            heads[s] = w + 1
+            if len(w) * 2 < len(words):  # few targets, many times each: rounds would not pay
+                words, slots = words[~won], slots[~won]
+                break
+            words, slots = words[~won], slots[~won]
+        for word, slot in zip(words.tolist(), slots.tolist(), strict=True):
+            self.link(word, slot)
+
+    def unlink_many(self, words: Ints) -> None:
+        """Unlinks linked SPTEs of one SPT. Neighbours within the SPT go one by one, the rest at once."""
+        if len(words) < _SCALAR_BELOW:
+            for word in words.tolist():
+                self.unlink(word)
+            return
+        signed = self._signed
+        own = int(words[0]) >> SPTI_SHIFT
+        at = words + BACKLINKS + (words & 511)
+        after, before = signed[at], signed[at + 1]
+        inside = ((after != 0) & ((after - 1) >> SPTI_SHIFT == own)) | (
+            (before < HEAD) & ((before - 1) >> SPTI_SHIFT == own)
+        )
+        if inside.any():
+            for word in words[inside].tolist():
+                self.unlink(word)
+            at = at[~inside]
+            after, before = signed[at], signed[at + 1]
+        first = before >= HEAD
+        self._heads_array[before[first] ^ HEAD] = after[first]
+        node = before[~first] - 1
+        signed[node + BACKLINKS + (node & 511)] = after[~first]
+        follower = after != 0
+        node = after[follower] - 1
+        signed[node + BACKLINKS + 1 + (node & 511)] = before[follower]
+        signed[at] = 0
+        signed[at + 1] = 0

@@ -1,0 +1,224 @@
+"""The XI engine as the harness drives it: `harness.engine.ShadowEngine` on top of the layers of this package."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.engine import AuditFailure, EngineConfig, MachineMemory, ShadowRoot, Words
+from harness.x86.bits import (
+    CR0_CD,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_LA57,
+    CR4_PAE,
+    CR4_PGE,
+    CR4_PKE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NXE,
+)
+from harness.x86.control import ControlState
+from harness.x86.modes import MODES
+from harness.xi import describe
+from harness.xi.audit import audit
+from harness.xi.gpt import UNBACKED_TABLE_ENTRY
+from harness.xi.pool import Spti
+from harness.xi.remap import Remap
+from harness.xi.resync import AD_PAIR
+from harness.xi.roles import FORMAT, UNPAGED, root_role
+
+# Writes that change one of these reload the PDPTEs of a PAE guest (SDM vol. 3A, 4.4.1).
+_RELOADS_CR0: Final = CR0_CD | CR0_NW | CR0_PG
+_RELOADS_CR4: Final = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
+_NOT_AD: Final = np.uint64(~AD_PAIR & (1 << 64) - 1)
+
+
+class XiEngine(Remap):
+    """XI. ``XiEngine(config, memory)``; options: ``zeroing`` = ``idle`` (default) or ``critical-path``.
+
+    The guest is taken to start unpaged; the first `control` says how it really stands.
+    """
+
+    def __init__(self, config: EngineConfig, memory: MachineMemory) -> None:
+        super().__init__(config, memory)
+        self._shadow_root: ShadowRoot | None = None
+        self._started = False
+
+    # What the guest did.
+
+    def control(self, state: ControlState) -> None:
+        """CR0, CR4 or EFER changed (see `harness.engine`). `state.pkru` is taken as the guest's PKRU."""
+        self.counters.controls += 1
+        old = self.state
+        reload = (
+            not self._started
+            or state.cr3 != old.cr3
+            or state.mode is not old.mode
+            or bool((state.cr0 ^ old.cr0) & _RELOADS_CR0)
+            or bool((state.cr4 ^ old.cr4) & _RELOADS_CR4)
+        )
+        self._adopt(state)
+        if reload:
+            self.latch_pdptes()
+        if old.mode.levels and not state.mode.levels:
+            self.all_out_of_sync()
+        self._switch_root()
+        self._started = True
+
+    def load_cr3(self, cr3: int) -> None:
+        """MOV CR3: the root of `cr3` becomes current, and what it reaches is synchronised."""
+        self.counters.cr3_loads += 1
+        if cr3 != self.state.cr3 or not self._started:
+            self.state = replace(self.state, cr3=cr3)
+            self._shadow_root = None
+            self._started = True
+        self.latch_pdptes()
+        self._switch_root()
+
+    def invlpg(self, va: int) -> None:
+        """INVLPG: the entry of `va`, and every table above level 1 that the root reaches, is synchronised."""
+        self.counters.invlpgs += 1
+        if self.state.mode.is_canonical(va):
+            self.resync_address(va)
+
+    def set_pkru(self, pkru: int) -> None:
+        if pkru != self.state.pkru:
+            self._adopt(replace(self.state, pkru=pkru))
+            self.end_overrides()
+
+    def resync_all(self) -> None:
+        self.shadow_resync_all()
+
+    def idle_zero(self, count: int) -> int:
+        """The idle loop's work: zeroes up to `count` free SPTIs. How many it did."""
+        done = self.pool_memory.idle_zero(count)
+        self.counters.zeroed_idle += done
+        return done
+
+    def _adopt(self, state: ControlState) -> None:
+        self.state = state
+        self._shadow_root = None
+        self.latch_walk()
+
+    def latch_pdptes(self) -> None:
+        """Loads the four PDPTEs of a PAE guest into the registers that the processor keeps them in."""
+        if self.state.mode.name != "pae":
+            return
+        gpa = self.state.root_gpa
+        if self.p2m.backed(gpa >> 12):
+            at = (self.p2m.to_mfn[gpa >> 12] << 12) + (gpa & 0xFE0)
+            a, b, c, d = (self.memory.read64(at + 8 * i) for i in range(4))
+            self.pdptes = (a, b, c, d)
+        else:
+            self.pdptes = (UNBACKED_TABLE_ENTRY,) * 4
+
+    def _switch_root(self) -> None:
+        role = root_role(self.state)
+        old = self.root_spti
+        if old is None or old.role != role:
+            self._shadow_root = None
+            self.no_victim = False
+            if old is not None and old.kind is UNPAGED:
+                # Nothing walks the direct map of a guest that has turned paging on.
+                self.root_spti = None
+                self.destroy_tree(old)
+            new = self.spti_make_shadow(role, force=True)
+            assert new is not None, "only the current root and pinned tables are exempt from recycling"
+            self.root_spti = new
+        root = self.root_spti
+        assert root is not None
+        self.pool_memory.touch(root.index)
+        if root.rules is not None and root.rules.latched and root.entries.tolist() != list(self.pdptes):
+            root.synced = False
+            self.mark_dirty(root.index)
+        self.shadow_resync_all()
+
+    # What the hardware, the interception and the checker see.
+
+    @property
+    def root(self) -> ShadowRoot:
+        """What the hardware runs with. Loads nothing: before the first event, an unpaged guest's map."""
+        if self.root_spti is None:
+            self._switch_root()
+        if self._shadow_root is None:
+            assert self.root_spti is not None
+            self._shadow_root = self._hardware_root(self.root_spti)
+        return self._shadow_root
+
+    def _hardware_root(self, root: Spti) -> ShadowRoot:
+        guest = self.state
+        shadow = MODES[FORMAT[guest.mode.name]]
+        address = root.mfn << 12
+        cr4 = CR4_PAE | CR4_PSE
+        if guest.mode.levels:  # without paging the guest has neither SMEP, SMAP nor keys
+            cr4 |= guest.cr4 & (CR4_SMEP | CR4_SMAP | CR4_PKE)
+        if shadow.name == "long5":
+            cr4 |= CR4_LA57
+        efer = EFER_NXE | (EFER_LME | EFER_LMA if shadow.canonical else 0)
+        cr0 = (guest.cr0 & ~(CR0_CD | CR0_NW)) | CR0_PE | CR0_PG | CR0_WP
+        return ShadowRoot(shadow, address, ControlState(cr0, address, cr4, efer, guest.pkru))
+
+    @property
+    def pool(self) -> tuple[int, Words]:
+        return self.pool_memory.base_mfn, self.pool_memory.words.reshape(-1, 512)
+
+    def watch_changes(self) -> dict[int, frozenset[int]]:
+        return self.aliases.watch_changes()
+
+    def executable_changes(self) -> npt.NDArray[np.int64]:
+        return self.aliases.executable_changes()
+
+    def addresses_of(self, gfn: int, writable: bool = False, executable: bool = False) -> frozenset[int]:
+        return self.aliases.addresses_of(gfn, writable, executable)
+
+    def guest_tables(self) -> dict[int, bool]:
+        """gfn of every shadowed guest table -> whether it is write-protected. The page of a PAE guest's PDPTEs never
+        is: they are registers, and a store to the page means nothing until CR3 is loaded."""
+        return {gfn: gfn < self.config.frames and self.guarded[gfn] != 0 for gfn in self.gpts}
+
+    def unexplained_changes(self) -> list[int]:
+        """See `harness.engine`. One comparison of all in-sync guest tables with their snapshots."""
+        guarding = [s for s in map(self.sptis.__getitem__, self.pool_memory.lru) if s.guards and s.synced]
+        if not guarding:
+            return []
+        now = np.empty((len(guarding), 512), np.uint64)
+        for row, spti in zip(now, guarding, strict=True):
+            row[:] = self.memory.page(self.p2m.to_mfn[spti.gfn])
+        pages = self.pool_memory.words.reshape(-1, 512)
+        now ^= pages[[spti.index * 4 + 1 for spti in guarding]]
+        differs = ((now & _NOT_AD) != 0).any(axis=1)
+        out = sorted({guarding[i].gfn for i in np.flatnonzero(differs).tolist()})
+        self.counters.unexplained += len(out)
+        for gfn in out:
+            for index in self.gpts[gfn]:
+                self.set_out_of_sync(self.sptis[index])
+        return out
+
+    def audit(self) -> list[AuditFailure]:
+        """Every invariant of `harness.xi.audit`, recomputed from the raw tables."""
+        return audit(self)
+
+    def stats(self) -> dict[str, Any]:
+        pool = self.pool_memory
+        return self.counters.flat() | {
+            "sptis": len(pool),
+            "sptis_free": pool.free,
+            "sptis_clean": len(pool.clean),
+            "orphans": len(self.orphans),
+            "guest_tables": len(self.gpts),
+        }
+
+    def describe_gfn(self, gfn: int) -> dict[str, Any]:
+        return describe.describe_gfn(self, gfn)
+
+    def describe_walk(self, va: int) -> list[dict[str, Any]]:
+        return describe.describe_walk(self, va)

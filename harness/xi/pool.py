@@ -1,0 +1,181 @@
+"""The pool: SPTIs, the memory that they own, free lists, zeroing and the LRU order.
+
+All shadow memory is reserved when the domain is made and belongs to it for life: an SPTI owns four consecutive
+frames (SPT, snapshot, two pages of backlinks), so nothing is allocated on the path of a fault. Words of the pool are
+addressed by their index in one flat array; that of SPTE i of SPTI k is ``k * 2048 + i``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Any, Final
+
+import numpy as np
+
+from harness.engine import Bytes, Words
+from harness.x86.bits import PTE_ADDR
+from harness.xi.gpt import EntryRules
+from harness.xi.roles import GUEST, Role
+
+FRAMES_PER_SPTI: Final = 4
+SPTI_WORDS: Final = 2048
+SPTI_SHIFT: Final = 11
+SNAPSHOT: Final = 512  # word offset of the snapshot in an SPTI's frames
+BACKLINKS: Final = 1024  # word offset of the backlinks
+
+# A path of five tables, one table being synchronised, and the pieces of large pages divided for both.
+MINIMUM_SPTIS: Final = 12
+POOL_FRACTION: Final = 0.05
+ZEROING: Final = ("idle", "critical-path")
+
+
+def pool_frames_for(frames: int, fraction: float = POOL_FRACTION) -> int:
+    """Frames to reserve for a domain of `frames` frames: a fraction of it, whole SPTIs, at least the minimum."""
+    return max(MINIMUM_SPTIS, int(frames * fraction) // FRAMES_PER_SPTI) * FRAMES_PER_SPTI
+
+
+class Spti:
+    """The record of one SPT.
+
+    index: its number; base: word index of its SPT in the pool; mfn: machine frame of its SPT. While in use: role
+    (kind, gfn and level repeated for speed), rules (GUEST only), first (first guest entry covered), guards (its GPT
+    is write-protected while in sync). synced: in sync; fresh: never synchronised since it was bound.
+    spt: the 512 SPTEs; snapshot: the guest table's page as of the last synchronisation; entries: the part of
+    the snapshot that this SPT covers, in the guest's entry size.
+    """
+
+    __slots__ = (
+        "base",
+        "entries",
+        "first",
+        "fresh",
+        "gfn",
+        "guards",
+        "index",
+        "kind",
+        "level",
+        "mfn",
+        "role",
+        "rules",
+        "snapshot",
+        "spt",
+        "synced",
+        "zeroed",
+    )
+
+    def __init__(self, index: int, mfn: int, words: Words) -> None:
+        self.index = index
+        self.base = index << SPTI_SHIFT
+        self.mfn = mfn
+        self.spt: Words = words[self.base : self.base + SNAPSHOT]
+        self.snapshot: Words = words[self.base + SNAPSHOT : self.base + BACKLINKS]
+        self.entries: Any = self.snapshot
+        self.role: Role | None = None
+        self.rules: EntryRules | None = None
+        self.kind = GUEST
+        self.gfn = 0
+        self.level = 0
+        self.first = 0
+        self.guards = False
+        self.synced = False
+        self.fresh = True
+        self.zeroed = True
+
+
+class Pool:
+    """The domain's shadow memory. Every SPTI is on exactly one of: `clean`, `unclean` (both free), `lru` (in use).
+
+    words: the whole pool, flat uint64; signed: the same as int64; q and d: the same as memoryviews of 8- and 4-byte
+    words, for scalar access. lru: SPTI numbers in use, least recently used first.
+    """
+
+    def __init__(self, frames: int, base_mfn: int, memory: Bytes | None, zeroing: str) -> None:
+        """Raises ValueError when the pool is too small for a path, or `memory` has the wrong size, or `zeroing` is
+        not a known policy."""
+        count = frames // FRAMES_PER_SPTI
+        if count < MINIMUM_SPTIS:
+            raise ValueError(
+                f"a pool of {frames} frames holds {count} SPTIs; the longest path needs {MINIMUM_SPTIS}: "
+                f"reserve at least {MINIMUM_SPTIS * FRAMES_PER_SPTI} frames"
+            )
+        if zeroing not in ZEROING:
+            raise ValueError(f"zeroing={zeroing!r}: the policies are {', '.join(ZEROING)}")
+        if memory is None:
+            memory = np.zeros(frames * 4096, np.uint8)
+        if memory.dtype != np.uint8 or memory.size != frames * 4096:
+            raise ValueError(f"pool memory must be uint8 of {frames * 4096} bytes, not {memory.dtype} of {memory.size}")
+        memory[:] = 0
+        self.base_mfn = base_mfn
+        self.frames = frames
+        self.words: Words = memory.view(np.uint64)
+        self.signed = memory.view(np.int64)
+        view = memory.data.cast("B")
+        self.q = view.cast("Q")
+        self.d = view.cast("I")
+        self.sptis = [Spti(k, base_mfn + k * FRAMES_PER_SPTI, self.words) for k in range(count)]
+        self.idle_zeroing = zeroing == "idle"
+        self.clean: deque[int] = deque(range(count) if self.idle_zeroing else ())
+        self.unclean: deque[int] = deque(() if self.idle_zeroing else range(count))
+        if not self.idle_zeroing:
+            for spti in self.sptis:
+                spti.zeroed = False
+        self.lru: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.sptis)
+
+    @property
+    def free(self) -> int:
+        """How many SPTIs are free."""
+        return len(self.clean) + len(self.unclean)
+
+    def zero(self, spti: Spti) -> None:
+        """Clears the SPT and the snapshot; backlinks are zero already, each was unlinked."""
+        spti.spt[:] = 0
+        spti.snapshot[:] = 0
+        spti.zeroed = True
+
+    def idle_zero(self, count: int) -> int:
+        """Zeroes up to `count` free SPTIs, as the idle loop would. How many were; 0 under ``critical-path``."""
+        done = 0
+        while done < count and self.unclean and self.idle_zeroing:
+            spti = self.sptis[self.unclean.popleft()]
+            self.zero(spti)
+            self.clean.append(spti.index)
+            done += 1
+        return done
+
+    def take(self) -> tuple[Spti, bool] | None:
+        """A free SPTI, zero, now the most recently used; and whether it had to be zeroed here. None if none is free."""
+        if self.clean:
+            spti = self.sptis[self.clean.popleft()]
+            inline = False
+        elif self.unclean:
+            spti = self.sptis[self.unclean.popleft()]
+            self.zero(spti)
+            inline = True
+        else:
+            return None
+        self.lru[spti.index] = None
+        return spti, inline
+
+    def give_back(self, spti: Spti) -> None:
+        """Puts an SPTI whose SPTEs are all unlinked on the free list."""
+        del self.lru[spti.index]
+        spti.role = None
+        spti.rules = None
+        spti.synced = False
+        spti.guards = False
+        spti.zeroed = False
+        self.unclean.append(spti.index)
+
+    def touch(self, index: int) -> None:
+        self.lru.move_to_end(index)
+
+    def child(self, spte: int) -> Spti:
+        """The SPTI whose SPT a non-leaf SPTE points to."""
+        return self.sptis[(((spte & PTE_ADDR) >> 12) - self.base_mfn) >> 2]
+
+    def owner(self, word: int) -> Spti:
+        """The SPTI that holds the SPTE at pool word `word`."""
+        return self.sptis[word >> SPTI_SHIFT]

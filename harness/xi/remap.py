@@ -1,0 +1,56 @@
+"""Changes of the p2m while the domain runs: no SPTE may keep the old machine frame."""
+
+from __future__ import annotations
+
+from harness.x86.bits import PTE_P
+from harness.xi.faults import Faults
+from harness.xi.pool import Spti
+from harness.xi.roles import GUEST
+
+
+class Remap(Faults):
+    """`xi_invld_mfn`: the fourth use of backlinks."""
+
+    def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
+        """From now on `gfn` is machine frame `mfn` (-1: none). The caller has moved the contents, and flushes the TLB.
+
+        Every SPTE that maps the frame, or a large page around it, is invalidated through its backlink; under eager fill
+        they are then made anew. Raises ValueError when `mfn` cannot be given to the guest (see `P2m.check`).
+        """
+        self.p2m.check(gfn, mfn)
+        # Where the large page is one piece now it may be in pieces after this, and the reverse.
+        dropped = [word for word, _ in self.links.mapping(gfn)]
+        old = self.p2m.to_mfn[gfn]
+        was_table = gfn in self.gpts
+        if was_table:
+            self.table_written(gfn)  # its SPTIs go out of sync; the frame is read afresh when next synchronised
+        for word in dropped:
+            self.drop(self.pool_memory.owner(word), word)
+        self.p2m.assign(gfn, mfn)
+        self.counters.remapped += 1
+        if was_table and (old < 0) != (mfn < 0):
+            for index in list(self.gpts[gfn]):
+                self._rebind(self.sptis[index])
+        self._refill(dropped)
+
+    def _rebind(self, spti: Spti) -> None:
+        # A table that gained or lost its frame: guarded or not is decided when an SPTI is bound.
+        if self.root_spti is not spti:
+            self.destroy(spti)
+        else:
+            assert spti.rules is not None
+            spti.guards = not spti.rules.latched and self.p2m.backed(spti.gfn)
+
+    def _refill(self, words: list[int]) -> None:
+        if not self.eager:
+            return
+        for word in words:
+            spti = self.pool_memory.owner(word)
+            if spti.role is None or self.q[word]:
+                continue
+            if spti.kind is not GUEST:
+                self.fill_direct_entry(spti, word & 511, False)
+                continue
+            entry = self.snapshot_entry(spti, self.guest_index(spti, word & 511))
+            if entry & PTE_P:
+                self.resync_spte(spti, word & 511, entry, True)

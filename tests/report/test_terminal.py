@@ -1,0 +1,91 @@
+"""The terminal report: fixed columns, totals last, failures once, no control characters."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from harness.report.failure import failure_block
+from harness.report.live import PlainLines
+from harness.report.terminal import COLUMNS, heading, make_console, print_report, row
+from tests.report.records import failed, passed
+
+
+def _console() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return make_console(stream), stream
+
+
+def test_cells_stand_under_their_headings() -> None:
+    line, head = row(passed()).plain, heading().plain
+    for name, cell in (("guest", "basic"), ("paging", "long4"), ("verdict", "pass")):
+        assert line.index(cell) == head.index(name)
+    assert line.index("34,567") + len("34,567") == head.index("checks") + len("checks")
+
+
+def test_a_long_name_does_not_move_the_columns() -> None:
+    assert row(passed("x" * 80)).plain.index("long4") == COLUMNS[0][1] + 2
+
+
+def test_a_wrong_verdict_names_the_expected_one() -> None:
+    assert "pass (not crash)" in row(passed(expected="crash")).plain
+
+
+def test_the_totals_come_last() -> None:
+    console, stream = _console()
+    print_report(console, [passed(), failed()], 3.0)
+    lines = stream.getvalue().splitlines()
+    assert lines[-2] == "2 runs (1 fail, 1 pass), 1 as expected, in 3.00 s"
+    assert lines[-1] == (
+        "2,400 events; 69,134 probe checks, 69,134 checks in all; 1 mismatches, 1 audit failures, 1 interception misses"
+    )
+
+
+def test_one_missing_qemu_is_reported_once() -> None:
+    console, stream = _console()
+    records = [passed(guest, verdict="error", reason="QEMU is not installed") for guest in ("basic", "large", "ad")]
+    print_report(console, records, 0.1)
+    assert stream.getvalue().count("QEMU is not installed") == 1
+    assert "(and 2 more runs for the same reason)" in stream.getvalue()
+
+
+def test_nothing_that_a_guest_prints_reaches_the_terminal_raw() -> None:
+    console, stream = _console()
+    print_report(console, [failed()], 3.0)
+    assert all(char == "\n" or char.isprintable() for char in stream.getvalue())
+
+
+def test_the_failure_block_has_what_is_needed_to_act() -> None:
+    block = failure_block(failed())
+    for part in (
+        "perm pae",
+        "seed 7",
+        "0x0000000000401000",
+        "F8",
+        "gfn 0x42 changed unseen",
+        "event 39",
+        "/tmp/logs/perm.pae",
+    ):
+        assert part in block
+    assert "xi-harness run perm --paging pae --seed 7" in block
+    assert "remapped" in block
+    assert "event 20\n" not in block  # only the newest events
+
+
+def test_plain_lines_keep_the_order_of_the_batch() -> None:
+    console, stream = _console()
+    lines = PlainLines(console)
+    lines.finished(1, passed("second"))
+    assert stream.getvalue() == ""
+    lines.finished(0, passed("first"))
+    lines.finished(3, passed("fourth"))
+    lines.close()
+    words = [line.split()[0] for line in stream.getvalue().splitlines()]
+    assert words == ["guest", "first", "second", "fourth"]
+
+
+def test_a_lost_qemu_shows_its_command_and_its_last_words() -> None:
+    reason = "QEMU ended (exit status 1)\n  command: qemu-system-x86_64 " + "-x " * 200 + "\n  stderr: no such file"
+    block = failure_block(passed(verdict="error", reason=reason))
+    assert "-x -x\n  stderr: no such file" in block.replace("-x \n", "-x\n")

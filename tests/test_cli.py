@@ -1,0 +1,186 @@
+"""The command from outside: exit statuses, report files, streams that go away, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pexpect
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _command(runner: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "tests.fake_cli", runner, *map(str, arguments)]
+
+
+def _xi(runner: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(runner, *arguments),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("runner", "status"), [("passes", 0), ("finds_a_mismatch", 1), ("has_no_qemu", 3), ("is_buggy", 3)]
+)
+def test_the_exit_status_says_how_it_went(runner: str, status: int, tmp_path: Path) -> None:
+    done = _xi(runner, "run", "basic", "--paging", "pae", TMPDIR=str(tmp_path))
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "nobody"], "unknown guest 'nobody'"),
+        (["run", "basic", "--paging", "pea"], "unknown paging mode 'pea'"),
+        (["run", "basic", "--json", "/absent/report.json"], "/absent/report.json"),
+        (["run", "basic", "--junit", "/"], "/: is a directory"),
+        (["run", "basic", "--time-limit", "nan"], "positive number"),
+        (["run", "basic", "--jobs", "0"], "--jobs"),
+        (["run", "--sede", "3"], "--sede"),
+        (["rnu"], "rnu"),
+    ],
+)
+def test_a_wrong_command_line_is_status_2_and_says_why(arguments: list[str], complaint: str) -> None:
+    done = _xi("passes", *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_reports_tell_what_the_terminal_tells(tmp_path: Path) -> None:
+    reports = [tmp_path / "r.json", tmp_path / "r.xml", tmp_path / "r.html"]
+    done = _xi("passes", "run", "basic", "--json", reports[0], "--junit", reports[1], "--html", reports[2])
+    assert done.returncode == 0
+    runs = json.loads(reports[0].read_text())["runs"]
+    assert [run["paging"] for run in runs] == ["nopae", "pae", "long4", "long5"]
+    assert [case.get("name") for case in ElementTree.parse(reports[1]).iter("testcase")] == [
+        run["paging"] for run in runs
+    ]
+    lines = done.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [["basic", run["paging"]] for run in runs]
+    assert "4 runs (4 pass), 4 as expected" in lines[-2]
+
+
+def test_json_on_stdout_is_nothing_but_json() -> None:
+    done = _xi("passes", "run", "basic", "--paging", "pae", "--json", "-")
+    assert json.loads(done.stdout)["runs"][0]["verdict"] == "pass"
+    assert "1 runs (1 pass)" in done.stderr
+
+
+def test_an_ascii_terminal_and_no_colour_are_respected() -> None:
+    done = _xi("finds_a_mismatch", "run", "basic", PYTHONIOENCODING="ascii", NO_COLOR="1", LC_ALL="C")
+    assert done.returncode == 1
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout
+
+
+def test_a_reader_that_goes_away_costs_nothing_but_the_text(tmp_path: Path) -> None:
+    command = " ".join(_command("passes", "run", "--all", "--json", tmp_path / "r.json"))
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is False
+
+
+def test_a_full_disk_under_stdout_is_one_line_and_status_3() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            _command("passes", "run", "basic"),
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr == "xi-harness: cannot write to standard output: No space left on device\n"
+
+
+def test_a_report_on_a_full_disk_keeps_the_terminal_report() -> None:
+    done = _xi("passes", "run", "basic", "--json", "/dev/full")
+    assert done.returncode == 3
+    assert "4 runs (4 pass)" in done.stdout
+    assert done.stderr == "xi-harness: cannot write /dev/full: No space left on device\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_cleanly(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    logs, report = tmp_path / "logs", tmp_path / "r.json"
+    command = _command("hangs_after_the_first", "run", "basic", "--logs", logs, "--jobs", "2", "--json", report)
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while len(list(logs.glob("*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err == ""
+    assert "interrupted: 3 of 4 runs were not finished" in out
+    content = json.loads(report.read_text())
+    assert content["interrupted"] is True
+    assert [run["paging"] for run in content["runs"]] == ["nopae"]
+    for mark in logs.iterdir():
+        assert mark.read_text() == "reaped"
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(mark.name), 0)
+
+
+def test_ctrl_c_on_a_terminal_gives_the_terminal_back(tmp_path: Path) -> None:
+    command = _command("hangs_after_the_first", "run", "basic", "--logs", tmp_path / "logs", "--jobs", "2")
+    child = pexpect.spawn(command[0], command[1:], cwd=str(ROOT), timeout=60, encoding="utf-8", dimensions=(24, 120))
+    child.expect("1 of 4 runs done")
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "logs").glob("*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child.sendintr()
+    child.expect("interrupted: 3 of 4 runs were not finished")
+    child.expect(pexpect.EOF)
+    shown = (child.before or "") + str(child.after)
+    child.close()
+    assert child.exitstatus == 130
+    assert "Traceback" not in shown
+
+
+def test_list_shows_guests_and_modes() -> None:
+    rows = json.loads(_xi("passes", "list", "--json").stdout)["guests"]
+    assert "basic" in [row["name"] for row in rows]
+    lines = _xi("passes", "list").stdout.splitlines()
+    assert lines[0].split() == ["guest", "nopae", "pae", "long4", "long5", "description"]
+    assert len(lines) == len(rows) + 1
+
+
+def test_a_dry_run_prints_the_command_and_runs_nothing() -> None:
+    done = _xi("is_buggy", "run", "basic", "--paging", "pae", "--dry-run")
+    assert done.returncode == 0
+    assert "qemu-system-x86_64" in done.stdout
+    assert "-bios" in done.stdout
+
+
+def test_doctor_speaks_json() -> None:
+    done = _xi("passes", "doctor", "--json")
+    content = json.loads(done.stdout)
+    assert done.returncode == (0 if content["ok"] else 3)
+    assert {finding["status"] for finding in content["findings"]} <= {"ok", "missing", "absent"}
