@@ -49,11 +49,13 @@
 
 	.text
 #ifndef XI_HALF32 /* one breakpoint in an image: the same bytes serve both widths */
+	.section .control, "ax"
 	.globl xi_stop
 	.type xi_stop, @function
 xi_stop:
 	nop
 	ret
+	.text
 #endif
 
 	.globl xi_access

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from harness.engine import GENERAL_PROTECTION, MMIO, RETRY, Words
+from harness.engine import GENERAL_PROTECTION, MMIO, RETRY
 from harness.x86.bits import PAGE_SHIFT, error_code_text
 
 Codes = npt.NDArray[np.int32]
@@ -68,8 +68,3 @@ def answer_text(code: int, frame: int) -> str:
     if code <= VECTOR_BASE:
         return f"exception {VECTOR_BASE - code}"
     return _NAMES[code]
-
-
-def as_words(values: npt.NDArray[np.uint64] | list[int]) -> Words:
-    """Addresses as uint64, from whatever integers they come as."""
-    return np.asarray(values, np.uint64)

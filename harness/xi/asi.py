@@ -207,6 +207,9 @@ class Asi:
         if self.eager:
             if parent.kind is GUEST:
                 self.set_snapshot_entry(parent, self.guest_index(parent, word & 511), 0)
+                assert parent.rules is not None
+                if parent.rules.doubled and self.q[word ^ 1]:  # the same guest entry's other SPTE
+                    self.drop(parent, word ^ 1)
             self.set_out_of_sync(parent)
 
     def drop_all(self, spti: Spti) -> None:

@@ -274,8 +274,12 @@ class Faults(Resynchronisation):
         rules = spti.rules
         assert rules is not None
         spte = self.q[word]
-        dirty = PTE_D if spti.level == 1 or spte & PTE_PS else 0
-        self.q[word] = (spte | PTE_RW | dirty | SW_OVERRIDE | rules.override_nx) & ~PTE_US
+        rights = PTE_RW
+        if spti.level == 1 or spte & PTE_PS:
+            rights = PTE_D | self.leaf_rw(spti, self.leaf_gfn(spte), PTE_D)  # the page may be a table in sync again
+        else:
+            self.aliases.parents_changed(self.pool_memory.child(spte).index)
+        self.q[word] = (spte | rights | SW_OVERRIDE | rules.override_nx) & ~PTE_US
         self.overridden.add(word)
         self.counters.overrides += 1
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from harness.x86.bits import PTE_P
 from harness.xi.faults import Faults
 from harness.xi.pool import Spti
-from harness.xi.roles import GUEST
+from harness.xi.roles import DIRECT, GUEST
 
 
 class Remap(Faults):
@@ -32,6 +34,31 @@ class Remap(Faults):
             for index in list(self.gpts[gfn]):
                 self._rebind(self.sptis[index])
         self._refill(dropped)
+        if self.eager and old < 0 <= mfn:
+            self._gain_frame(gfn)
+
+    def _gain_frame(self, gfn: int) -> None:
+        """A frame that no SPTE could map so far: what leads to it has no backlinks, and is searched for."""
+        for index in list(self.pool_memory.lru):
+            spti = self.sptis[index]
+            if spti.role is None:  # recycled for one of the others
+                continue
+            with self.pinned(spti):
+                self._gain_frame_in(spti, gfn)
+
+    def _gain_frame_in(self, spti: Spti, gfn: int) -> None:
+        if spti.kind is not GUEST:
+            at = (gfn - spti.gfn) >> 9 * (spti.level - 1)
+            if spti.kind is DIRECT and 0 <= at < 512:
+                self.fill_direct_entry(spti, at, False)
+            return
+        rules = spti.rules
+        assert rules is not None
+        wanted = gfn << 12 | PTE_P
+        entries = spti.entries.astype(np.uint64)
+        for number in np.flatnonzero(entries & np.uint64(rules.frame_mask | PTE_P) == wanted).tolist():
+            for at in (number * 2, number * 2 + 1) if rules.doubled else (number,):
+                self.resync_spte(spti, at, int(entries[number]), True)
 
     def _rebind(self, spti: Spti) -> None:
         # A table that gained or lost its frame: guarded or not is decided when an SPTI is bound.
@@ -48,9 +75,9 @@ class Remap(Faults):
             spti = self.pool_memory.owner(word)
             if spti.role is None or self.q[word]:
                 continue
-            if spti.kind is not GUEST:
-                self.fill_direct_entry(spti, word & 511, False)
-                continue
-            entry = self.snapshot_entry(spti, self.guest_index(spti, word & 511))
-            if entry & PTE_P:
-                self.resync_spte(spti, word & 511, entry, True)
+            with self.pinned(spti):
+                if spti.kind is GUEST:
+                    entry = self.snapshot_entry(spti, self.guest_index(spti, word & 511))
+                    self.resync_spte(spti, word & 511, entry, True)
+                else:
+                    self.fill_direct_entry(spti, word & 511, False)

@@ -16,7 +16,7 @@ from harness.engine import Words
 from harness.x86.bits import PTE_ADDR, PTE_NX, PTE_PS
 from harness.x86.modes import MODES
 from harness.xi.backlinks import Backlinks
-from harness.xi.gpt import SW_OVERRIDE, SW_WRITE
+from harness.xi.gpt import SW_WRITE
 from harness.xi.p2m import P2m
 from harness.xi.pool import Pool, Spti
 from harness.xi.roles import ROOT_LEVEL, shadow_shift
@@ -36,9 +36,9 @@ _ROOT_BASE: Final = frozenset({_RIGHTS})
 
 
 def guest_rights(spte: int) -> int:
-    """What the guest allows through one SPTE. An overridden one is taken as executable: its NX is ours."""
-    write = MAY_WRITE if spte & SW_WRITE else 0
-    return write | (0 if spte & PTE_NX and not spte & SW_OVERRIDE else MAY_EXECUTE)
+    """What the guest allows through one SPTE. While one is overridden under SMEP its NX is ours, and nothing can be
+    executed through it until that ends."""
+    return (MAY_WRITE if spte & SW_WRITE else 0) | (0 if spte & PTE_NX else MAY_EXECUTE)
 
 
 class Aliases:

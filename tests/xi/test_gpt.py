@@ -67,7 +67,7 @@ def test_every_level_of_every_mode_has_rules(mode: PagingMode) -> None:
 
 def test_the_quadrants_of_a_wide_table_cover_it_once() -> None:
     for level, parts, width in ((1, 2, 512), (2, 4, 256)):
-        covered = []
+        covered: list[int] = []
         for quadrant in range(parts):
             part = part_of(Role(Kind.GUEST, 9, level, "nopae", quadrant, 0))
             assert part.count == width
