@@ -21,12 +21,12 @@ from harness.machine.image import Image
 from harness.machine.qemu import Machine, MachineSpec
 from harness.report.record import RunRecord
 from harness.session import RunOptions, Session, Watcher
-from harness.verdict import judge_checks
 from harness.x86 import bits
 
 MEMORY_MIB: Final = 256
 TIME_LIMIT: Final = 60.0
-SLICE: Final = 0.02  # seconds between two looks whether paging is on
+SLICE: Final = 0.005  # seconds between two looks whether paging is on
+SETTLE: Final = 1.0  # seconds with paging on, but below: a kernel that lives in the lower half
 CHECK_EVENTS: Final = 2000  # events between two cross-checks
 CHECK_SECONDS: Final = 2.0  # or this long, whichever comes first
 
@@ -43,7 +43,9 @@ def kernel_spec(options: RunOptions) -> MachineSpec:
 
 
 class KernelSession(Session):
-    """A session for a foreign kernel: entered once paging is on."""
+    """A session for a foreign kernel: entered once paging is on and the loader's part is over."""
+
+    msr_writes = False
 
     def __init__(self, path: Path, options: RunOptions, watcher: Watcher | None) -> None:
         options = replace(options, kernel=path, time_limit=options.time_limit or TIME_LIMIT)
@@ -63,8 +65,13 @@ class KernelSession(Session):
         return Machine(kernel_spec(self.options))
 
     def _reach_entry(self) -> None:
-        """Lets the machine run in short slices until paging is on. Raises DeadlineExceeded or StubClosed."""
+        """Lets the machine run in short slices until the kernel proper runs. Raises DeadlineExceeded or StubClosed.
+
+        That is: paging is on, and the code runs in the upper half of the address space (a decompressor runs in the
+        lower one, amidst compressed bytes that look like anything), or it has been on for SETTLE seconds.
+        """
         gdb = self.machine.gdb
+        settled: Deadline | None = None
         while True:
             gdb.resume()
             try:
@@ -73,9 +80,17 @@ class KernelSession(Session):
                 reply = gdb.interrupt(Deadline(5.0))
             if reply.exited:
                 raise StubClosed("the machine ended before the kernel had turned paging on")
-            if gdb.read_registers()["cr0"] & bits.CR0_PG:
-                return
+            registers = gdb.read_registers()
+            if registers["cr0"] & bits.CR0_PG:
+                settled = settled or Deadline(SETTLE)
+                upper = 1 << (63 if registers["efer"] & bits.EFER_LMA else 31)
+                if registers["rip"] & upper or settled.passed:
+                    return
             self._deadline.check("a kernel that turns paging on")
+
+    # Code that a kernel brings in, moves or patches after it was scanned is found by the self-check only: that is
+    # reported and repaired, but no fault of the kernel's.
+    forgives_misses = True
 
     def check_here(self, registers: dict[str, int]) -> None:
         """Self-check, audit and cross-check where the guest happens to stand."""
@@ -104,9 +119,7 @@ class KernelSession(Session):
                 record.verdict = "pass"
                 record.reason = f"time limit of {self._deadline.seconds:g} s reached, everything checked agreed"
                 break
-        record = self.conclude()
-        judge_checks(record)
-        return record
+        return self.conclude()
 
     def _judge_exit(self) -> None:
         self.ended = True

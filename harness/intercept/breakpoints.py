@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from harness.machine.gdbstub import breakpoint_packet
 from harness.x86.bits import PAGE_SHIFT, PAGE_SIZE
-from harness.x86.decode import MAX_INSTRUCTION, candidates
+from harness.x86.decode import MAX_INSTRUCTION, candidates, decode
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -21,8 +21,11 @@ Bytes = npt.NDArray[np.uint8]
 class CodeScanner:
     """Which offsets of which frames may hold such an instruction, and where breakpoints are set for them."""
 
-    def __init__(self, ram: Bytes) -> None:
+    def __init__(self, ram: Bytes, msr_writes: bool = True) -> None:
+        """msr_writes: look for WRMSR too. Its two bytes are found by accident far more often than the others, so for
+        large foreign kernels it is better left out, and a change of EFER noticed at the next stop."""
         self._ram = ram
+        self._msr_writes = msr_writes
         self._scanned = np.zeros(len(ram) >> PAGE_SHIFT, dtype=bool)
         self._hits: dict[int, tuple[int, ...]] = {}
         self._set: set[int] = set()
@@ -39,11 +42,17 @@ class CodeScanner:
         # An instruction may begin at the end of one frame and go on in the next virtual page, whatever frame that
         # is: the opcode bytes seen so far decide, so the last bytes are looked at with a wildcard tail.
         code = self._ram[start : start + PAGE_SIZE].tobytes()
-        found = set(candidates(code))
+        found = {offset for offset in candidates(code) if self._confirmed(code[offset : offset + MAX_INSTRUCTION])}
         for offset in range(PAGE_SIZE - 3, PAGE_SIZE):
-            if code[offset] == 0x0F:
+            rest = code[offset + 1 : offset + 2]
+            if code[offset] == 0x0F and (not rest or rest in (b"\x22", b"\x01", b"\x38")):
                 found.add(offset)
         return tuple(sorted(found))
+
+    def _confirmed(self, code: bytes) -> bool:
+        """Whether capstone, too, sees such an instruction there, in 64- or in 32-bit code."""
+        kinds = {instruction.kind for width in (64, 32) if (instruction := decode(code, width)) is not None}
+        return bool(kinds if self._msr_writes else kinds - {"wrmsr"})
 
     def forget(self, gfns: Iterable[int] | None = None) -> list[int]:
         """Scans again: frames (all that were scanned when None) whose code may have changed. Gives those gfns."""
@@ -90,6 +99,3 @@ class CodeScanner:
 
     def all_packets(self, insert: bool) -> list[bytes]:
         return [breakpoint_packet(address, insert) for address in self._set]
-
-
-__all__ = ["MAX_INSTRUCTION", "CodeScanner"]

@@ -57,18 +57,20 @@ def control_state(registers: Mapping[str, int], pkru: int = 0) -> ControlState:
 class Observer:
     """Drives `engine` with what the guest on `machine` does.
 
-    translate: (state, virtual address) -> physical address or None: an architectural walk of the guest's own
-    tables in RAM, to read the code at a breakpoint. misses: what the self-check found unannounced, in words.
+    translate: (state, virtual address) -> physical address or None: an architectural walk of the guest's own tables
+    in RAM, to read the code at a breakpoint. msr_writes: see `CodeScanner`. misses: what the self-check found
+    unannounced, in words.
     """
 
-    def __init__(self, machine: Machine, engine: ShadowEngine, translate: Translate) -> None:
+    def __init__(self, machine: Machine, engine: ShadowEngine, translate: Translate, msr_writes: bool = True) -> None:
         self._gdb = machine.gdb
         self._ram = machine.ram.bytes
         self.engine = engine
         self._translate = translate
         self.log = EventLog()
         self.watches = WatchSet()
-        self.code = CodeScanner(machine.ram.bytes)
+        self._msr_writes = msr_writes
+        self.code = CodeScanner(machine.ram.bytes, msr_writes)
         self.state = ControlState()
         self.misses: list[str] = []
         self.false_breakpoints = 0
@@ -215,6 +217,8 @@ class Observer:
         registers = gdb.parse_registers(reply)
         rip = registers["rip"]
         stop_here = rip in self._stops
+        if not self._msr_writes and registers["efer"] != self.state.efer:
+            self._efer_changed(registers)
         instruction, width = (None, 64) if stop_here else self._decode(registers)
         if instruction is not None and instruction.kind == "cr3":
             # The engine works while QEMU steps: the tables do not change in a MOV CR3.
@@ -283,6 +287,13 @@ class Observer:
         self.engine.control(self.state)
         self._refresh()
 
+    def _efer_changed(self, registers: Mapping[str, int]) -> None:
+        """EFER was written since the last stop, by a WRMSR that had no breakpoint."""
+        self.state = replace(self.state, efer=registers["efer"])
+        self.log.add("control", registers["rip"], registers["efer"], "EFER, seen at the next stop")
+        self.engine.control(self.state)
+        self._refresh()
+
     # ---- self-check
 
     def self_check(self, registers: Mapping[str, int]) -> int:
@@ -291,6 +302,8 @@ class Observer:
         Returns how many unannounced changes there were; each is put into `misses` and repaired.
         """
         found = 0
+        if not self._msr_writes and registers["efer"] != self.state.efer:
+            self._efer_changed(registers)
         actual = control_state(registers, self.state.pkru)
         if actual != self.state:
             found += 1

@@ -149,6 +149,19 @@ class Asi:
         self._bind(spti, role)
         return spti
 
+    def make_child(self, spti: Spti, index: int, role: Role, force: bool) -> Spti | None:
+        """`spti_make_shadow` for what the empty SPTE `index` of `spti` is about to lead to."""
+        if spti.rules is None or not spti.rules.doubled:
+            return self.spti_make_shadow(role, force)
+        number = self.guest_index(spti, index)
+        before = self.snapshot_entry(spti, number)
+        child = self.spti_make_shadow(role, force)
+        if self.snapshot_entry(spti, number) != before:
+            # What the guest entry's other SPTE led to was recycled for this one, and the entry marked as changed.
+            self.set_snapshot_entry(spti, number, before)
+            self.counters.eager_truncated += 1
+        return child
+
     def _bind(self, spti: Spti, role: Role) -> None:
         spti.role = role
         spti.kind = role.kind

@@ -211,7 +211,8 @@ def _audit_tree(engine: XiEngine, out: list[AuditFailure]) -> None:
 def _audit_p2m(engine: XiEngine, out: list[AuditFailure]) -> None:
     table, m2p = engine.p2m.table, engine.p2m.m2p
     backed = np.flatnonzero(table >= 0)
-    if (m2p[table[backed]] != backed).any() or np.count_nonzero(m2p >= 0) != len(backed):
+    known = backed[table[backed] < len(m2p)]
+    if (m2p[table[known]] != known).any() or np.count_nonzero(m2p >= 0) != len(backed):
         out.append(AuditFailure("P1", "m2p is not the inverse of p2m"))
     base = engine.config.pool_base_mfn
     if ((table >= base) & (table < base + engine.config.pool_frames)).any():

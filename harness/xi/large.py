@@ -48,7 +48,7 @@ class LargePages(Asi):
         assert spti.role is not None
         role = Role(DIRECT, gfn, spti.level - 1, spti.role.mode, 0, key)
         with self.pinned(spti):
-            child = self.spti_make_shadow(role, force)
+            child = self.make_child(spti, word & 511, role, force)
             if child is None:
                 return False
             if child.fresh:  # nothing to compare with: it is in sync from the start, if with holes

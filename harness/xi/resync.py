@@ -218,7 +218,7 @@ class Resynchronisation(Protection):
         word = spti.base + index
         flags = self.spte_flags(spti, entry, now == _TABLE)
         if now == _TABLE:
-            child = self.spti_make_shadow(self.child_role(spti, index, gfn, entry), force)
+            child = self.make_child(spti, index, self.child_role(spti, index, gfn, entry), force)
             if child is not None:
                 self.set_child(spti, word, child, flags)
         elif now == _LARGE and not self.whole(gfn, spti.level):
