@@ -149,6 +149,7 @@ def bare_seconds(name: str, paging: str) -> float:
     scratch = scratch_directory()
     try:
         ram = RamMap(scratch / "ram", spec.ram_mib << 20)
+        ram.reserve()
         place(image, 1)(ram)
         began = time.perf_counter()
         status = subprocess.run(

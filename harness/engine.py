@@ -7,6 +7,7 @@ learns of the guest through the methods below. Nothing here knows QEMU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -142,6 +143,13 @@ class ShadowEngine(Protocol):
         """A #PF on the shadow tables for `access` (harness.x86.access.Access value).
 
         Returns the error code to inject into the guest (>= 0), or RETRY, MMIO or GENERAL_PROTECTION.
+        """
+
+    def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
+        """`shadow_fault` for each (address, access), in order, at one moment: the guest does not run between them.
+
+        An engine may share work among them. RETRY then means "try again", not that this access was served: one that
+        still faults comes back.
         """
 
     def set_pkru(self, pkru: int) -> None:

@@ -68,8 +68,8 @@ class GuestTarget:
     def gva2gpa(self, va: int) -> int | None:
         return self._machine.monitor.gva2gpa([va])[0]
 
-    def read_virtual(self, va: int, count: int) -> bytes | None:
-        return self._machine.gdb.read_memory(va, count)
+    def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
+        return self._machine.gdb.read_memory(addresses, count)
 
     def info_tlb(self) -> str:
         return self._machine.monitor.human("info tlb")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from harness.machine.errors import BadImage
 from harness.machine.image import Image
-from harness.machine.mailbox import BOOT_INFO, BOOT_MAGIC, TAG_BYTES, TAG_OFFSET, code_tag, load_tag
+from harness.machine.mailbox import BOOT_INFO, BOOT_MAGIC, TAG_BYTES, TAG_OFFSET, code_tag, load_tag, tag_slot
 from harness.machine.ram import RamMap
 from harness.x86.bits import PAGE_SHIFT, PAGE_SIZE
 
@@ -47,11 +47,11 @@ def place(image: Image, seed: int) -> Callable[[RamMap], None]:
 
 def write_tags(ram: RamMap, gfns: npt.NDArray[np.int64]) -> None:
     """Tags the frames `gfns` (see `xi_abi.h`), all at once. Only before the guest runs: the tags hold code."""
+    words = gfns.astype("<u4") << np.uint32(1)  # tags of frame n are the tags of frame 0 plus 2n
     slots = np.zeros((len(gfns), TAG_BYTES), dtype=np.uint8)
-    slots[:, 0] = 0xB8  # mov eax, imm32
-    slots[:, 1:5] = _dwords(np.array([code_tag(gfn) for gfn in gfns.tolist()], dtype="<u4"))
-    slots[:, 5:8] = np.frombuffer(b"\xcd\x80\x90", dtype=np.uint8)  # int 0x80; nop
-    slots[:, 8:12] = _dwords(np.array([load_tag(gfn) for gfn in gfns.tolist()], dtype="<u4"))
+    slots[:] = np.frombuffer(tag_slot(0), dtype=np.uint8)
+    slots[:, 1:5] = _dwords(words | np.uint32(code_tag(0)))
+    slots[:, 8:12] = _dwords(words | np.uint32(load_tag(0)))
     frames = ram.bytes.reshape(-1, PAGE_SIZE)
     frames[gfns, TAG_OFFSET : TAG_OFFSET + TAG_BYTES] = slots
 

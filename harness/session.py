@@ -39,6 +39,7 @@ KEPT_FAILURES: Final = 8  # mismatches kept in full in a record
 POOL_PERCENT: Final = 5  # of the domain's memory: XI's reserve
 POOL_BASE: Final = 0xC0000  # 3 GiB: beyond every RAM, and a root in PAE format must lie below 4 GiB
 POOL_LEAST: Final = 96 * 4  # frames: eager filling shadows whole trees, so a tiny guest needs more than 5 %
+AUDIT_AFTER: Final = 4  # every so many checkpoints the engine is audited after the check as well as before it
 PROBE_BUDGET: Final = 800  # probes a checkpoint
 
 
@@ -290,7 +291,8 @@ class Session:
             record.exceptions[exception] = record.exceptions.get(exception, 0) + count
         record.mismatches += len(report.mismatches)
         record.failures += report.mismatches[: max(0, KEPT_FAILURES - len(record.failures))]
-        self._audit(f"{self.stop.name}, after the check")
+        if self.stop.final or self.stop.index % AUDIT_AFTER == 0:
+            self._audit(f"{self.stop.name}, after the check")
         record.timings["check"] = record.timings.get("check", 0.0) + time.monotonic() - began
         self._tell("running", self.stop.name)
         return report

@@ -19,15 +19,15 @@ from harness.check.layout import Layout
 from harness.check.plan import BUDGET_DEFAULT
 from harness.check.target import CheckTarget
 from harness.check.verdict import FRAME, Answers
-from harness.engine import Bytes, Words
+from harness.engine import Words
 from harness.x86.bits import PAGE_SHIFT, PF_P
 from harness.x86.modes import NOPAE, PAE, PagingMode
 
-PROBES_PER_ADDRESS: Final = 400  # one `gva2gpa` for so many probes: a call over QMP takes about 1 ms
+PROBES_PER_ADDRESS: Final = 1000  # one `gva2gpa` for so many probes: a call over QMP takes about 1 ms
 PROBES_PER_READ: Final = 100  # one read of memory: a gdbstub packet takes about 50 us
 LEAST: Final = 2  # of each, per checkpoint
 MEMORY_BYTES: Final = 16
-LINES_PER_CHECKPOINT: Final = 1024
+LINES_PER_CHECKPOINT: Final = 512
 """`info tlb` prints a line per mapped page. Its cost is kept at that of this many lines per checkpoint on average."""
 LINES_MAX: Final = 65536
 _FRAME_BITS: Final = np.uint64((1 << 52) - 1)
@@ -68,7 +68,7 @@ class SecondOpinion:
         self.layout = layout
         self.addresses = max(budget // PROBES_PER_ADDRESS, LEAST)
         self.reads = max(budget // PROBES_PER_READ, LEAST)
-        self._credit = LINES_PER_CHECKPOINT * 8  # so that the first checkpoint of a small guest has one
+        self._credit = LINES_PER_CHECKPOINT * 17  # so that the first checkpoint of a small guest has one
 
     def ask(self, va: Words, shadow: Answers, rng: np.random.Generator, checks: dict[str, int]) -> list[Opinion]:
         """Questions about a sample of the addresses `va`, whose answers are `shadow`; counts into `checks`."""
@@ -81,10 +81,7 @@ class SecondOpinion:
             checks["gva2gpa"] += 1
             found += self._address(at, int(va[at]), shadow)
         readable = translated[self.layout.ram(shadow.frames[translated])]
-        for at in _sample(readable, self.reads, rng):
-            checks["memory"] += 1
-            found += self._memory(at, int(va[at]), int(shadow.frames[at]), self.target.ram)
-        return found
+        return found + self._memory(_sample(readable, self.reads, rng), va, shadow, checks)
 
     def _address(self, at: int, va: int, shadow: Answers) -> list[Opinion]:
         seen = self.target.gva2gpa(va)
@@ -96,13 +93,18 @@ class SecondOpinion:
             return []
         return [Opinion("gva2gpa", "frame", at, f"frame {seen >> PAGE_SHIFT:#x}")]
 
-    def _memory(self, at: int, va: int, frame: int, ram: Bytes) -> list[Opinion]:
-        start = va & 0xFF0  # 16 aligned bytes: never over the end of the page
-        seen = self.target.read_virtual((va & ~0xFFF) | start, MEMORY_BYTES)
-        held = ram[(frame << PAGE_SHIFT) + start :][:MEMORY_BYTES].tobytes()
-        if seen == held:
-            return []
-        return [Opinion("memory", "value", at, "an error" if seen is None else f"bytes {seen.hex()}")]
+    def _memory(self, sample: list[int], va: Words, shadow: Answers, checks: dict[str, int]) -> list[Opinion]:
+        """16 aligned bytes behind each address, read by the debug walk, against the predicted frame in RAM."""
+        checks["memory"] += len(sample)
+        places = [int(va[at]) & ~0xF for at in sample]
+        found = []
+        for at, place, seen in zip(sample, places, self.target.read_virtual(places, MEMORY_BYTES), strict=True):
+            start = (int(shadow.frames[at]) << PAGE_SHIFT) + (place & 0xFFF)
+            held = self.target.ram[start : start + MEMORY_BYTES].tobytes()
+            if seen != held:
+                answer = "an error" if seen is None else f"bytes {seen.hex()}"
+                found.append(Opinion("memory", "value", at, answer))
+        return found
 
     def ask_tlb(
         self,

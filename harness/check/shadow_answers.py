@@ -14,6 +14,7 @@ import numpy as np
 from harness.check.shadow_walk import Accesses, ShadowView, shadow_walk
 from harness.check.verdict import ESCAPED, FRAME, GP, STUCK, Answers, Frames
 from harness.engine import RETRY, ShadowEngine, Words
+from harness.x86.bits import PAGE_SHIFT
 
 FILL_ROUNDS: Final = 3
 FILL_LIMIT: Final = 8
@@ -33,10 +34,12 @@ def shadow_answers(
     answers = _walk(engine, pkru, va, access, phys_bits)
     waiting = _faulting(answers, np.arange(len(va)))
     fault = engine.shadow_fault
+    page = va >> np.uint64(PAGE_SHIFT)
     for _ in range(FILL_ROUNDS):
         if not len(waiting):
             break
-        results = [fault(at, kind) for at, kind in zip(va[waiting].tolist(), access[waiting].tolist(), strict=True)]
+        waiting = waiting[np.argsort(page[waiting], kind="stable")]  # one page's faults side by side
+        results = engine.shadow_faults(va[waiting].tolist(), access[waiting].tolist())
         answers.codes[waiting] = results
         waiting = waiting[np.asarray(results) == RETRY]
         again = _walk(engine, pkru, va[waiting], access[waiting], phys_bits)

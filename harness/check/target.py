@@ -51,8 +51,8 @@ class CheckTarget(Protocol):
     def gva2gpa(self, va: int) -> int | None:
         """QEMU's debug walk over QMP: the physical address, None when unmapped."""
 
-    def read_virtual(self, va: int, count: int) -> bytes | None:
-        """Memory behind a virtual address by the gdbstub's `m`; None when it answers an error."""
+    def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
+        """`count` bytes behind each virtual address by the gdbstub's `m`; None where it answers an error."""
 
     def info_tlb(self) -> str:
         """The text of the monitor's `info tlb`."""

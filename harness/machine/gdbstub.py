@@ -29,6 +29,7 @@ from harness.machine.errors import DeadlineExceeded, MachineError, StubClosed
 CONTINUE: Final = b"c"
 STEP: Final = b"s"
 ALL_REGISTERS: Final = b"g"
+PIPELINED: Final = 256  # packets in one write: their replies must fit the socket's buffer until they are read
 
 _WATCH = re.compile(rb"(?:a|r)?watch:([0-9a-f]+);")
 
@@ -244,16 +245,19 @@ class GdbStub:
 
     # ---- memory
 
-    def read_memory(self, address: int, count: int) -> bytes | None:
-        """`count` bytes at a virtual address by QEMU's debug walk; None where it answers an error."""
-        reply = self.request(b"m%x,%x" % (address, count))[0]
-        return None if reply[:1] == b"E" else bytes.fromhex(reply.decode())
+    def read_memory(self, addresses: Sequence[int], count: int) -> list[bytes | None]:
+        """`count` bytes at each virtual address by QEMU's debug walk; None where it answers an error."""
+        out: list[bytes | None] = []
+        for start in range(0, len(addresses), PIPELINED):
+            replies = self.request(*(b"m%x,%x" % (at, count) for at in addresses[start : start + PIPELINED]))
+            out += [None if reply[:1] == b"E" else bytes.fromhex(reply.decode()) for reply in replies]
+        return out
 
     def write_physical(self, writes: Sequence[tuple[int, bytes]]) -> None:
         """Writes (physical address, bytes) so that translated code there is dropped."""
         packets = [b"M%x,%x:%b" % (address, len(data), data.hex().encode()) for address, data in writes]
-        for start in range(0, len(packets), 256):
-            chunk = packets[start : start + 256]
+        for start in range(0, len(packets), PIPELINED):
+            chunk = packets[start : start + PIPELINED]
             self.checked(b"Qqemu.PhyMemMode:1", *chunk, b"Qqemu.PhyMemMode:0")
 
     def drain(self) -> None:

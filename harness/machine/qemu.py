@@ -130,7 +130,7 @@ class Machine:
     """
 
     def __init__(self, spec: MachineSpec, prepare: Callable[[RamMap], None] | None = None, seconds: float = 20.0):
-        """Launches. `prepare` fills RAM before QEMU sees it. Raises MachineUnavailable or MachineLost."""
+        """Launches. `prepare` fills RAM before the first instruction. Raises MachineUnavailable or MachineLost."""
         self.spec = spec
         binary, self.version = find_qemu()
         deadline = Deadline(seconds)
@@ -138,8 +138,7 @@ class Machine:
             scratch = scratch_directory()
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             self.ram = RamMap(scratch / "ram", spec.ram_mib << 20)
-            if prepare is not None:
-                prepare(self.ram)
+            stack.callback(self.ram.release)
             self.command = command_line(spec, scratch, binary)
             self._stderr: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
             self.process = subprocess.Popen(
@@ -151,6 +150,10 @@ class Machine:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock is taken
             )
             stack.callback(self._reap)
+            # While QEMU comes up (it has not run an instruction and waits for us), RAM is filled.
+            self.ram.reserve()
+            if prepare is not None:
+                prepare(self.ram)
             try:
                 self._wait_for(scratch / "gdb", deadline)
                 self.gdb = GdbStub(scratch / "gdb", deadline)

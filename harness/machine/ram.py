@@ -23,20 +23,37 @@ class RamMap:
     """
 
     def __init__(self, path: Path, size: int) -> None:
-        """Creates the file. Raises MachineError when there is no room for it."""
+        """Creates the file. Raises MachineError when that is not possible; there may be no room for it yet."""
         self.path, self.size = path, size
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # posix_fallocate takes the blocks now: a full /dev/shm is an error here, not a SIGBUS in QEMU later.
-            os.posix_fallocate(descriptor, 0, size)
-            self._map = mmap.mmap(descriptor, size)
+            os.ftruncate(self._descriptor, size)
+            self._map = mmap.mmap(self._descriptor, size)
         except OSError as error:
-            raise MachineError(
-                f"no room for {size >> 20} MiB of guest RAM in {path.parent}: {error.strerror}"
-            ) from error
-        finally:
-            os.close(descriptor)
+            self.release()
+            raise self._no_room(error) from error
         self.bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8)
+
+    def reserve(self) -> None:
+        """Takes the room now: a full /dev/shm is an error here, not a SIGBUS later. Raises MachineError.
+
+        To be called once, before anything is written. QEMU may open the file meanwhile: the two take their time.
+        """
+        try:
+            os.posix_fallocate(self._descriptor, 0, self.size)
+        except OSError as error:
+            raise self._no_room(error) from error
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Closes the descriptor; the mapping stays."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _no_room(self, error: OSError) -> MachineError:
+        return MachineError(f"no room for {self.size >> 20} MiB of guest RAM in {self.path.parent}: {error.strerror}")
 
     def view(self, address: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A zero-dimensional live view of `dtype` at physical `address`."""
@@ -49,7 +66,3 @@ class RamMap:
         if not 0 <= address <= address + len(data) <= self.size:
             raise MachineError(f"{len(data)} bytes at {address:#x} do not fit into RAM of {self.size:#x} bytes")
         self._map[address : address + len(data)] = data
-
-    def unlink(self) -> None:
-        """Removes the name; the mapping lives on in both processes, and nothing is left if they die."""
-        self.path.unlink(missing_ok=True)

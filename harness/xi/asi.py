@@ -37,8 +37,10 @@ class Asi:
     by_role: SPTI number by role. gpts: the GUEST SPTIs of each gfn. guarded: uint16, for each gfn, how many in-sync
     SPTIs keep it write-protected; the same summed over each 2 MiB and 1 GiB. dirty: for each SPTI, whether it or
     anything below it waits for synchronisation (then so do all its parents, and `dirty_below` of each of them names
-    it). orphans: SPTIs whose last parent
-    has gone. pins: SPTIs on the path being built. overridden: words of SPTEs opened for a CR0.WP=0 store.
+    it). exposed: tables linked while they, or something below, waited for synchronisation: what is stale in them was
+    never the translation of their new address, so whoever linked them synchronises them before they are used.
+    orphans: SPTIs whose last parent has gone. pins: SPTIs on the path being built. overridden: words of SPTEs opened
+    for a CR0.WP=0 store.
     """
 
     name = "xi"
@@ -83,6 +85,7 @@ class Asi:
         self.logged = self.logged_array.data
         self.dirty = bytearray(len(self.pool_memory))
         self.dirty_below: list[set[int]] = [set() for _ in self.sptis]
+        self.exposed: set[int] = set()
         self.orphans: dict[int, None] = {}
         self.pins: list[int] = []
         self.overridden: set[int] = set()
@@ -207,6 +210,7 @@ class Asi:
         self.orphans.pop(spti.index, None)
         self.dirty[spti.index] = 0
         self.dirty_below[spti.index].clear()
+        self.exposed.discard(spti.index)
         self.aliases.forget(spti.index)
         self.pool_memory.give_back(spti)
         self.no_victim = False
@@ -328,6 +332,7 @@ class Asi:
         if self.dirty[child.index]:
             self.dirty_below[spti.index].add(child.index)
             self.mark_dirty(spti.index)
+            self.exposed.add(child.index)
 
     def drop(self, spti: Spti, word: int) -> None:
         """Unlinks an SPTE and clears it; a table below may become an orphan."""

@@ -83,6 +83,8 @@ class _Table:
 
     def report(self, invariant: str, broken: Mask, what: str, e: Words | None = None) -> None:
         """`broken`: over the used SPTEs."""
+        if not broken.any():  # nearly always: the search below would cost more than all the rest
+            return
         for i in np.flatnonzero(broken)[:MOST_PER_RULE].tolist():
             entry = "" if e is None else f", guest entry {int(e[i]):#x}"
             role = self.spti.role.text if self.spti.role else "free"

@@ -6,10 +6,12 @@ shadow has to do, and does it. It assumes EFLAGS.AC=0: nothing tells the engine 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from harness.engine import GENERAL_PROTECTION, MMIO, RETRY
-from harness.x86.access import USER_BIT, Access
+from harness.x86.access import ALL_ACCESSES, USER_BIT, Access
 from harness.x86.bits import PF_P, PF_PK, PF_RSVD, PTE_A, PTE_D, PTE_P, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
 from harness.x86.modes import Level
 from harness.xi.decision import PLACE, RIGHTS, Step, Verdict
@@ -58,12 +60,19 @@ class Walk(NamedTuple):
     leaf: int
 
 
+@lru_cache(maxsize=2)
+def _codes(instruction_bit: bool) -> tuple[tuple[int, ...], ...]:
+    """By Verdict, then by access: the error code to inject, RETRY where the guest allows the access."""
+    by_access = [Access(value).error_bits(instruction_bit) if value in ALL_ACCESSES else 0 for value in range(8)]
+    return tuple(tuple(ERROR_CODE[verdict] | bits if verdict else RETRY for bits in by_access) for verdict in Verdict)
+
+
 class Faults(Resynchronisation):
     """The fault path."""
 
     _walk_rules: tuple[tuple[Level, EntryRules], ...] = ()
     _control_rights: int = 0
-    _instruction_bit: bool = False
+    _codes: tuple[tuple[int, ...], ...] = ()
     _keys: bool = False
 
     def latch_walk(self) -> None:
@@ -75,7 +84,7 @@ class Faults(Resynchronisation):
             for level in state.mode.levels
         )
         self._control_rights = state.wp << _R["wp"] | state.smep << _R["smep"] | state.smap << _R["smap"]
-        self._instruction_bit = state.reports_fetch
+        self._codes = _codes(state.reports_fetch)
         self._keys = state.pke
 
     def gva_to_gpa(self, va: int) -> Walk:
@@ -122,15 +131,21 @@ class Faults(Resynchronisation):
 
     def judge(self, walk: Walk, access: int) -> int:
         """The Verdict on `access` after `walk`."""
-        packed = (access & 3) | (access >> 2 & 1) << _R["user"] | walk.rights | self._control_rights
-        if self._keys and walk.rights & _US and walk.gfn >= 0:
-            key = walk.steps[-1].entry >> PTE_PK_SHIFT & 0xF
-            packed |= (self.state.pkru >> 2 * key & 3) << _R["key_ad"]
-        return RIGHTS.lookup[packed]
+        packed = (access & 3) | (access >> 2 & 1) << _USER_SHIFT | walk.rights | self._control_rights
+        return RIGHTS.lookup[packed | self._key_rights(walk)]
+
+    def _key_rights(self, walk: Walk) -> int:
+        """The packed RIGHTS features of the protection key, where one counts."""
+        if not self._keys or not walk.rights & _US or walk.gfn < 0:
+            return 0
+        key = walk.steps[-1].entry >> PTE_PK_SHIFT & 0xF
+        return (self.state.pkru >> 2 * key & 3) << _R["key_ad"]
 
     def shadow_fault(self, va: int, access: int) -> int:
         """See `harness.engine.ShadowEngine.shadow_fault`. Raises ValueError for an access code that is none."""
         self.counters.faults += 1
+        if access & ~7 or access & 3 == 3:
+            raise ValueError(f"{access} is no access")
         if not self.state.mode.is_canonical(va):
             return GENERAL_PROTECTION
         if not self._walk_rules:
@@ -139,12 +154,47 @@ class Faults(Resynchronisation):
         verdict = self.judge(walk, access)
         if verdict:
             self.counters.faults_injected += 1
-            return ERROR_CODE[verdict] | Access(access).error_bits(self._instruction_bit)
+            return self._codes[verdict][access]
         if self.p2m.backed(walk.gfn) and self.path_is_stale(va, walk):
             # A fault on a missing translation: XI synchronises everything reachable, then looks again.
             self.counters.fault_resyncs += 1
             self.shadow_resync_all()
         return self._place(va, access, walk)
+
+    def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
+        """`shadow_fault` for many faults at one moment: the guest does not run between them.
+
+        Neighbours on one page share a walk of the guest's tables, and of those that the guest allows one is placed,
+        a store if there is one, since its path then serves the others too: they all get RETRY, and the one among
+        them that still faults comes back.
+        """
+        out: list[int] = []
+        start, count = 0, len(addresses)
+        while start < count:
+            page = addresses[start] >> 12
+            end = start + 1
+            while end < count and addresses[end] >> 12 == page:
+                end += 1
+            out += self._faults_of_page(addresses[start], accesses[start:end])
+            start = end
+        return out
+
+    def _faults_of_page(self, va: int, accesses: Sequence[int]) -> list[int]:
+        if len(accesses) == 1 or not self._walk_rules or not self.state.mode.is_canonical(va):
+            return [self.shadow_fault(va, access) for access in accesses]
+        walk = self.gva_to_gpa(va)
+        common = walk.rights | self._control_rights | self._key_rights(walk)
+        lookup, codes = RIGHTS.lookup, self._codes
+        out = [codes[lookup[common | (access & 3) | (access >> 2 & 1) << _USER_SHIFT]][access] for access in accesses]
+        injected = len(out) - out.count(RETRY)
+        self.counters.faults += injected
+        self.counters.faults_injected += injected
+        if injected < len(out):
+            allowed = [access for access, code in zip(accesses, out, strict=True) if code == RETRY]
+            result = self.shadow_fault(va, next((access for access in allowed if access & 3 == 1), allowed[0]))
+            if result != RETRY:
+                out = [result if code == RETRY else code for code in out]
+        return out
 
     def _place(self, va: int, access: int, walk: Walk) -> int:
         gfn = walk.gfn
@@ -234,6 +284,8 @@ class Faults(Resynchronisation):
                 self.pool_memory.touch(spti.index)
                 word = spti.base + ((va >> shadow_shift(spti.level)) & 511)
                 self._fill_entry(spti, word, walk, override)
+                if self.exposed:
+                    self.sync_exposed()
                 spte = self.q[word]
                 if spti.level == 1:
                     break

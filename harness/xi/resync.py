@@ -49,6 +49,12 @@ class Resynchronisation(Protection):
         """Brings every table that the current root reaches in sync, from the root down."""
         if self.root_spti is not None:
             self._sync_subtree(self.root_spti)
+        self.exposed.clear()
+
+    def sync_exposed(self) -> None:
+        """Synchronises what was linked out of sync, with everything below it."""
+        while self.exposed:
+            self._sync_subtree(self.sptis[self.exposed.pop()])
 
     def _sync_subtree(self, spti: Spti) -> None:
         if not self.dirty[spti.index]:
@@ -333,12 +339,11 @@ class Resynchronisation(Protection):
             if not self.dirty[spti.index] or spti.role is None:
                 continue
             if spti.level == 1:
-                if spti.fresh:  # never seen: there is no older translation to keep
-                    self._sync_subtree(spti)
                 continue
             with self.pinned(spti):
                 if not spti.synced:
                     self.shadow_resync(spti)
+                self.sync_exposed()
             stack.extend(self.dirty_children(spti))
         spti = root
         while spti.level > 1:

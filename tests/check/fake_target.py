@@ -85,9 +85,9 @@ class FakeTarget:
                 continue
         return None
 
-    def read_virtual(self, va: int, count: int) -> bytes | None:
-        gpa = self.gva2gpa(va)
-        return None if gpa is None else self._ram[gpa : gpa + count].tobytes()
+    def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
+        gpas = map(self.gva2gpa, addresses)
+        return [None if gpa is None else self._ram[gpa : gpa + count].tobytes() for gpa in gpas]
 
     def info_tlb(self) -> str:
         """All pages that were ever probed and are mapped, as the monitor prints them."""

@@ -5,6 +5,7 @@ It serves to test the checker without the real engine, and each of its methods c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,9 @@ class ToyEngine:
 
     def table_written(self, gfn: int) -> None:
         pass
+
+    def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
+        return [self.shadow_fault(va, access) for va, access in zip(addresses, accesses, strict=True)]
 
     def set_pkru(self, pkru: int) -> None:
         self.state = replace(self.state, pkru=pkru)

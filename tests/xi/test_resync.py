@@ -228,3 +228,27 @@ def test_garbage_in_a_root_is_survived(mode: str, fill: str) -> None:
     domain.flush()
     domain.check(VA, Access.LOAD)
     domain.audit()
+
+
+@every_mode
+@pytest.mark.parametrize("fill", ["eager", "demand"])
+@pytest.mark.parametrize("invlpg", [True, False])
+def test_a_table_linked_again_shows_nothing_of_what_it_was(mode: str, fill: str, invlpg: bool) -> None:
+    """A new translation needs no flush, so an old SPT must not come back with entries from before it was unlinked."""
+    domain = Domain(mode, fill)
+    entry = domain.map(VA, 300)
+    domain.map(VA + 0x1000, 301)
+    domain.start()
+    domain.check(VA, Access.LOAD)
+    domain.check(VA + 0x1000, Access.LOAD)
+    above = domain.entry_at(VA, 2)
+    link = domain.read_guest(above, domain.mode.entry_bytes)
+    domain.poke(above, 0)
+    domain.flush()
+    domain.poke(entry, 400 << 12 | USED)
+    domain.poke(above, link)
+    if invlpg:
+        domain.engine.invlpg(VA + 0x1000)
+    assert domain.check(VA + 0x1000, Access.LOAD).frame == 301
+    assert domain.check(VA, Access.LOAD).frame == 400
+    domain.audit()
