@@ -129,6 +129,9 @@ static void two_parents(void)
 	xi_ok(edit_through(twin + 7 * PAGE, 8, frame), "the table edited through itself, second parent");
 	xi_ok(edit_through(WINDOW + 7 * PAGE, 9, frame), "the table edited through itself, first parent");
 	xi_checkpoint("a table under two parents");
+	/* Watched again since the checkpoint: this store is seen at the second parent's address or not at all. */
+	xi_set_entry((pte_t *)(twin + 7 * PAGE) + 11, (u64)frame | P_RW);
+	xi_checkpoint("edited through the second parent");
 	xi_unlink(space, twin, 2);
 	xi_flush();
 	xi_ok(edit_through(WINDOW + 7 * PAGE, 10, frame), "one parent gone: the other is an alias still");

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from harness.catalogue import FIRMWARE, Guest, image_path
 from harness.check.crosscheck import CrossCheck
+from harness.check.guest_walks import ram_reader
 from harness.check.memory import OverlayMemory
 from harness.check.target import CheckReport, Stop
 from harness.engine import EngineConfig, ShadowEngine
@@ -32,7 +33,8 @@ from harness.verdict import judge_checks, judge_end
 from harness.x86.access import Access
 from harness.x86.bits import PAGE_SIZE
 from harness.x86.control import ControlState
-from harness.x86.walk import trace
+from harness.x86.walk import Path as WalkPath
+from harness.x86.walk import tracer
 
 ENGINE_GROUP: Final = "xi_harness.engines"
 KEPT_FAILURES: Final = 8  # mismatches kept in full in a record
@@ -137,6 +139,7 @@ class Session:
         self._began = time.monotonic()
         limit = self.options.time_limit or guest.time_limit_for(paging)
         self._deadline = Deadline(limit)
+        self._tracer: tuple[ControlState, Callable[[int], WalkPath]] | None = None
         self.stop: Stop | None = None
         self.ended = False
         self.record = RunRecord(
@@ -164,6 +167,7 @@ class Session:
         ram = self.machine.ram
         frames = ram.size >> 12
         self.memory = OverlayMemory(ram.bytes)
+        self._read = ram_reader(ram.bytes)
         config = EngineConfig(
             frames=frames,
             pool_frames=max(POOL_LEAST, frames * POOL_PERCENT // 100 // 4 * 4),
@@ -205,14 +209,9 @@ class Session:
         self.observer.run_to(self.image.entry, self._deadline)
 
     def _translate(self, state: ControlState, va: int) -> int | None:
-        read = self.target.ram
-
-        def word(address: int, size: int) -> int | None:
-            if address + size > len(read):
-                return None
-            return int.from_bytes(read[address : address + size].tobytes(), "little")
-
-        path = trace(state, va, word)
+        if self._tracer is None or self._tracer[0] != state:
+            self._tracer = (state, tracer(state, self._read))
+        path = self._tracer[1](va)
         return path.gpa if path.gpa >= 0 else None
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Which pages to probe at a checkpoint, within a budget, reproducibly.
 
 The edges of the mapped ranges come first, those that are new since the last checkpoint before the others, and the
-others in turn from checkpoint to checkpoint when they are too many; then their unmapped neighbours, entries that
-cannot be followed, non-canonical addresses, addresses drawn at random, and pages inside ranges.
+others in turn from checkpoint to checkpoint when they are too many; then the pages that were mapped at the last
+checkpoint and no longer are (where a shadow that missed the change still has them), unmapped neighbours, entries
+that cannot be followed, non-canonical addresses, addresses drawn at random, and pages inside ranges.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Planner:
         self.budget = budget
         self.accesses = ALL_ACCESSES if can_probe else (Access.LOAD,)
         self._known = np.zeros(0, np.uint64)  # fingerprints of the edges seen at the last checkpoint
+        self._edges_before = np.zeros(0, np.uint64)  # the edges themselves
 
     def rng(self, checkpoint: int, purpose: int = 0) -> np.random.Generator:
         """The generator of one checkpoint: the same seed and index draw the same numbers."""
@@ -58,7 +60,8 @@ class Planner:
         rng = self.rng(checkpoint)
         room = max(self.budget // len(self.accesses), 1)
         edges = self._edges(ranges, int(room * EDGE_SHARE), checkpoint)
-        parts = [edges, _neighbours(mode, ranges, edges)[: room // 8], ranges.odd[: room // 16]]
+        parts = [edges, self._gone(mode, ranges)[: room // 8]]
+        parts += [_neighbours(mode, ranges, edges)[: room // 8], ranges.odd[: room // 16]]
         if mode.canonical:
             parts.append(_non_canonical(mode, rng))
         parts.append(_random(mode, room // 16, rng))
@@ -69,6 +72,14 @@ class Planner:
         first = np.sort(np.unique(pages, return_index=True)[1])  # unique, the order kept
         pages = pages[first][:room]
         return Plan(pages, self.accesses, len(edges))
+
+    def _gone(self, mode: PagingMode, ranges: Ranges) -> Words:
+        """Edges of the last checkpoint that are not mapped any more."""
+        before = self._edges_before
+        self._edges_before = np.unique(np.concatenate((ranges.first, ranges.last)))
+        if not mode.canonical:  # the guest may have left a long mode meanwhile
+            before = before[before >> np.uint64(32) == 0]
+        return before[~_mapped(ranges, before)] if len(ranges) else before
 
     def _edges(self, ranges: Ranges, limit: int, checkpoint: int) -> Words:
         """First and last page of each range, at most `limit`: new ones first, then the others in rotation."""

@@ -28,6 +28,7 @@ class CodeScanner:
         self._msr_writes = msr_writes
         self._scanned = np.zeros(len(ram) >> PAGE_SHIFT, dtype=bool)
         self._hits: dict[int, tuple[int, ...]] = {}
+        self._hit = np.zeros(len(self._scanned), dtype=bool)  # the keys of _hits, for whole arrays
         self._set: set[int] = set()
 
     def __len__(self) -> int:
@@ -64,12 +65,15 @@ class CodeScanner:
         """`gfns` gained an executable mapping: scans the new ones and gives the Z1 packets for every virtual
         address at which a candidate can be executed. `addresses_of`: gfn -> executable page addresses."""
         gfns = gfns[(gfns >= 0) & (gfns < len(self._scanned))]
-        for gfn in self._with_opcode(gfns[~self._scanned[gfns]]):
-            if hits := self._scan(gfn):
+        new = gfns[~self._scanned[gfns]]
+        if len(new):
+            for gfn in self._with_opcode(new):
+                hits = self._scan(gfn)
+                self._hit[gfn] = bool(hits)
                 self._hits[gfn] = hits
-        self._scanned[gfns] = True
+            self._scanned[new] = True
         packets = []
-        for gfn in self._hits.keys() & set(gfns.tolist()) if len(gfns) < len(self._hits) else list(self._hits):
+        for gfn in gfns[self._hit[gfns]].tolist():
             for page in addresses_of(gfn):
                 for offset in self._hits[gfn]:
                     address = page + offset
@@ -96,6 +100,3 @@ class CodeScanner:
                 if tail or np.isin(after, (0x22, 0x30, 0x01, 0x38)).any():
                     found.append(int(chunk[row]))
         return found
-
-    def all_packets(self, insert: bool) -> list[bytes]:
-        return [breakpoint_packet(address, insert) for address in self._set]

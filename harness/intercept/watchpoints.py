@@ -60,7 +60,3 @@ class WatchSet:
     def tables_at(self, page: int) -> frozenset[int]:
         """The gfns watched at virtual page address `page`."""
         return frozenset(self._pages.get(page, ()))
-
-    def all_packets(self, insert: bool) -> list[bytes]:
-        """Packets that set or remove every watchpoint (while a probe batch runs none must be hit)."""
-        return [watch_packet(page, PAGE_SIZE, insert) for page in self._pages]

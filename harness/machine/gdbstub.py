@@ -81,14 +81,11 @@ class GdbStub:
         self._buffer = bytearray()
         self._running = False
         self.registers = self._read_description(deadline)
-        self._layout: list[tuple[str, int, int]] = []
-        offset = 0
-        for register in self.registers.values():
-            self._layout.append((register.name, offset, offset + register.size))
-            offset += register.size
-            if register.name == "efer":
-                break
-        self._core_size = offset
+        # The integer registers in front, up to EFER: 8 or 4 bytes each.
+        front = list(self.registers.values())
+        front = front[: [register.name for register in front].index("efer") + 1]
+        self._names = [register.name for register in front]
+        self._layout = struct.Struct("<" + "".join("Q" if register.size == 8 else "I" for register in front))
 
     @staticmethod
     def _connect(path: Path, deadline: Deadline) -> socket.socket:
@@ -236,9 +233,9 @@ class GdbStub:
     def parse_registers(self, reply: bytes) -> dict[str, int]:
         """The reply to ``g`` as name -> value, integer registers up to EFER, in one layout for all code widths."""
         data = bytes.fromhex(reply.decode())
-        if len(data) < self._core_size:
-            raise MachineError(f"gdbstub: `g` gave {len(data)} bytes, the description says {self._core_size}")
-        return {name: int.from_bytes(data[start:end], "little") for name, start, end in self._layout}
+        if len(data) < self._layout.size:
+            raise MachineError(f"gdbstub: `g` gave {len(data)} bytes, the description says {self._layout.size}")
+        return dict(zip(self._names, self._layout.unpack_from(data), strict=True))
 
     def read_registers(self) -> dict[str, int]:
         return self.parse_registers(self.request(ALL_REGISTERS)[0])

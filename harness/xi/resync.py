@@ -338,13 +338,13 @@ class Resynchronisation(Protection):
             spti = stack.pop()
             if not self.dirty[spti.index] or spti.role is None:
                 continue
-            if spti.level == 1:
-                continue
-            with self.pinned(spti):
-                if not spti.synced:
-                    self.shadow_resync(spti)
-                self.sync_exposed()
-            stack.extend(self.dirty_children(spti))
+            if not spti.synced or self.exposed:
+                with self.pinned(spti):
+                    if not spti.synced:
+                        self.shadow_resync(spti)
+                    self.sync_exposed()
+            if spti.level > 2:  # what waits below level 2 is level 1, and stays as it is
+                stack.extend(self.dirty_children(spti))
         spti = root
         while spti.level > 1:
             spte = self.q[spti.base + ((va >> 3 + 9 * spti.level) & 511)]

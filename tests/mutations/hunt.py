@@ -1,0 +1,82 @@
+"""Runs a mutation until everybody who must notice has noticed, or its guest has ended."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.catalogue import load_catalogue
+from harness.check.target import Mismatch
+from harness.engine import AuditFailure, EngineConfig, MachineMemory
+from harness.session import RunOptions, Session
+from harness.xi.engine import XiEngine
+from tests.mutations.mutation import Catch, Mutation
+
+
+class MutatedSession(Session):
+    """A session whose engine and interception are broken as the mutation says."""
+
+    def __init__(self, mutation: Mutation) -> None:
+        def broken(config: EngineConfig, memory: MachineMemory) -> XiEngine:
+            changes: dict[str, Any] = dict(mutation.config)
+            return mutation.engine(replace(config, **changes), memory)
+
+        options = RunOptions(probe_budget=mutation.probes)
+        super().__init__(load_catalogue()[mutation.guest], mutation.paging, options, make_engine=broken)
+        self._tamper = mutation.tamper
+
+    def _reach_entry(self) -> None:
+        super()._reach_entry()
+        if self._tamper is not None:
+            self._tamper(self)
+
+
+def hunt(mutation: Mutation) -> Catch:
+    """Who caught `mutation`. A control, which names no catcher, always runs to its guest's end."""
+    began = time.monotonic()
+    catch = Catch(mutation)
+    if mutation.script is not None:
+        _audited(catch, mutation.script(mutation.engine).engine.audit())
+    else:
+        try:
+            _run(catch)
+        except AssertionError as error:
+            catch.note("assertion", _raised(error))
+    catch.seconds = time.monotonic() - began
+    return catch
+
+
+def _run(catch: Catch) -> None:
+    must = catch.mutation.caught_by
+    with MutatedSession(catch.mutation) as session:
+        while session.run_to_checkpoint() is not None:
+            catch.checkpoints += 1
+            if session.record.interception_misses:
+                catch.note("self-check", session.record.misses[0])
+            if session.record.audit_failures:
+                _audited(catch, session.engine.audit())
+            for mismatch in session.check().mismatches:
+                catch.note(mismatch.oracle, _line(mismatch))
+            # What the check's faults have done to the shadow: a session looks only now and then.
+            _audited(catch, session.engine.audit())
+            if must and not catch.missing:
+                return
+        catch.verdict = session.conclude().verdict
+
+
+def _audited(catch: Catch, failures: list[AuditFailure]) -> None:
+    for failure in failures:
+        catch.note(f"audit:{failure.invariant}", failure.detail)
+
+
+def _raised(error: AssertionError) -> str:
+    """Where an assertion failed, and what it says."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, {last.name}: {error}".rstrip(": ")
+
+
+def _line(one: Mismatch) -> str:
+    return f"{one.checkpoint}: {one.va:#x} {one.access}: {one.field}: shadow {one.shadow}, hardware {one.hardware}"

@@ -1,0 +1,81 @@
+"""A mutation: one thing broken on purpose, and what must notice.
+
+Catchers, by name: ``probe``, ``gva2gpa``, ``memory``, ``info_tlb``, ``ad_bits`` are the oracles of
+`harness.report.record`; ``self-check`` is the interception's own (misses); ``audit:ID`` is the invariant ID of
+`harness.xi.audit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from harness.session import Session
+from harness.xi.engine import XiEngine
+from tests.xi.domain import Domain
+
+PROBES: Final = 160  # probes a checkpoint: enough for every edge of the small guests' ranges over a few checkpoints
+SCRIPT: Final = "(script)"
+
+Tamper = Callable[[Session], None]
+Script = Callable[[type[XiEngine]], Domain]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One row of the table.
+
+    name: short, unique. breaks: one sentence. caught_by: catchers that must all be among those that notice. guest,
+    paging: the real run that shows it. engine: the engine of that run. tamper: breaks a session's parts just before
+    it begins to observe. config: fields of `EngineConfig` to replace. script: instead of a run, a sequence of engine
+    calls without QEMU, on the engine it is given; the domain that it leaves behind is audited.
+    """
+
+    name: str
+    breaks: str
+    caught_by: frozenset[str]
+    guest: str = SCRIPT
+    paging: str = "long4"
+    engine: type[XiEngine] = XiEngine
+    tamper: Tamper | None = None
+    config: Mapping[str, int] = field(default_factory=dict)
+    script: Script | None = None
+    probes: int = PROBES
+
+    @property
+    def where(self) -> str:
+        """The run that shows it, for tables."""
+        return f"{self.guest} {self.paging}"
+
+    @property
+    def control(self) -> Mutation:
+        """The same run with nothing broken: nobody may cry out."""
+        return Mutation(f"control {self.where}", "nothing", frozenset(), self.guest, self.paging, script=self.script)
+
+
+def caught(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+@dataclass(slots=True)
+class Catch:
+    """What became of one mutation.
+
+    evidence: catcher -> what it said first, in order of time. checkpoints: how many the run came to. seconds: of
+    wall time. verdict: of a run that went to its end (controls), else empty.
+    """
+
+    mutation: Mutation
+    evidence: dict[str, str] = field(default_factory=dict)
+    checkpoints: int = 0
+    seconds: float = 0.0
+    verdict: str = ""
+
+    @property
+    def missing(self) -> frozenset[str]:
+        """Catchers that should have noticed and did not."""
+        return self.mutation.caught_by - self.evidence.keys()
+
+    def note(self, catcher: str, said: str) -> None:
+        self.evidence.setdefault(catcher, said)

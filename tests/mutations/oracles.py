@@ -1,0 +1,130 @@
+"""Mutations for the oracles that others would always precede: accessed and dirty bits, and the weak ones alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from harness.check.plan import Planner
+from harness.guest_target import GuestTarget
+from harness.session import Session
+from harness.x86.access import Access
+from harness.x86.bits import PTE_A, PTE_D
+from harness.xi.engine import XiEngine
+from harness.xi.faults import Walk
+from tests.mutations.mutation import Mutation, caught
+from tests.mutations.rights import with_rules
+
+
+class LeafAccessedOnly(XiEngine):
+    """Sets A in the leaf, and not in the entries above it."""
+
+    def set_accessed(self, walk: Walk, store: bool) -> Walk:
+        last = walk._replace(steps=walk.steps[-1:])
+        rules, self._walk_rules = self._walk_rules, self._walk_rules[len(walk.steps) - 1 :]
+        try:
+            done = super().set_accessed(last, store)
+        finally:
+            self._walk_rules = rules
+        return walk._replace(steps=[*walk.steps[:-1], *done.steps])
+
+
+class AccessedNextDoor(XiEngine):
+    """Sets A in the entry after the leaf that was walked, too."""
+
+    def set_accessed(self, walk: Walk, store: bool) -> Walk:
+        address = walk.steps[-1].address + 8
+        if address & 0xFFF:
+            self.memory.or64(address, PTE_A)
+        return super().set_accessed(walk, store)
+
+
+class DirtyWhenRefused(XiEngine):
+    """Sets D for a store that the guest's rights refuse."""
+
+    def shadow_fault(self, va: int, access: int) -> int:
+        result = super().shadow_fault(va, access)
+        if result >= 0 and access & 3 == Access.STORE:
+            walk = self.gva_to_gpa(va)
+            if walk.gfn >= 0:
+                self.set_accessed(walk, True)
+        return result
+
+    def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
+        return [self.shadow_fault(va, access) for va, access in zip(addresses, accesses, strict=True)]
+
+
+class DirtyOnLoad(XiEngine):
+    """Sets D for loads and fetches too."""
+
+    def set_accessed(self, walk: Walk, store: bool) -> Walk:
+        return super().set_accessed(walk, True)
+
+
+class NeverDirty(XiEngine):
+    """Shows the shadow a D bit that it does not set in the guest's entry."""
+
+    def set_accessed(self, walk: Walk, store: bool) -> Walk:
+        told = super().set_accessed(walk, False)
+        last = told.steps[-1]
+        return told._replace(steps=[*told.steps[:-1], last._replace(entry=last.entry | (PTE_D if store else 0))])
+
+
+class Unprobed(GuestTarget):
+    """A guest that is taken to have no probe server."""
+
+    @property
+    def can_probe(self) -> bool:
+        return False
+
+
+def without_probes(session: Session) -> None:
+    """Leaves the check with the oracles that need no help from the guest."""
+    session.target.__class__ = Unprobed
+    planner = session.check_engine.planner
+    session.check_engine.planner = Planner(planner.seed, planner.budget, can_probe=False)
+
+
+NEXT_FRAME: Final = with_rules(lambda r: replace(r, frame_mask=r.frame_mask & ~0x1000) if r.level == 1 else r)
+
+ORACLES: Final = (
+    Mutation(
+        "accessed-leaf-only",
+        "A is set in the leaf alone, not along the walk",
+        caught("ad_bits"),
+        "ad",
+        "long4",
+        LeafAccessedOnly,
+    ),
+    Mutation(
+        "accessed-next-door",
+        "A is set in an entry that no walk went through",
+        caught("ad_bits"),
+        "basic",
+        "nopae",
+        AccessedNextDoor,
+    ),
+    Mutation(
+        "dirty-when-refused",
+        "D is set for a store that is refused",
+        caught("ad_bits"),
+        "perm",
+        "nopae",
+        DirtyWhenRefused,
+    ),
+    Mutation("dirty-on-load", "a load sets D", caught("ad_bits"), "ad", "nopae", DirtyOnLoad),
+    Mutation("never-dirty", "a store sets D in the SPTE only", caught("ad_bits"), "basic", "pae", NeverDirty),
+    *(
+        Mutation(
+            f"frame-bit-lost, {paging}, no probes",
+            "the lowest bit of a page's frame number is lost; no probe is run",
+            caught("gva2gpa", "memory", "info_tlb"),
+            "basic",
+            paging,
+            NEXT_FRAME,
+            without_probes,
+        )
+        for paging in ("nopae", "pae", "long4", "long5")
+    ),
+)
