@@ -16,8 +16,8 @@ Of the systems before XI (ids as in the project's design notes):
 
 XI's own: `backlink-bijection`, `pool-conservation`, `zeroed-is-zero`, `snapshot` (in sync => snapshot == table, A and D
 aside), `divided` (exact frames, the key of the page), `large` (contiguous, no guarded table inside), `dirty-log`,
-`guards` (counts of protecting SPTIs), `orphans`, `alias-bases`, `eager-complete` (eager fill, while nothing was
-truncated).
+`guards` (counts of protecting SPTIs), `root` (the root in use is that of the guest's CR3), `orphans`, `alias-bases`,
+`eager-complete` (eager fill, while nothing was truncated).
 
 Left out: K1 (an unsync page is level 1) and Xen's rule that upper levels are never out of sync, because XI lets tables
 of every level go; Xen's flag sets of splintered pages, because here the entry above the pieces carries the rights

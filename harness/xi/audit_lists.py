@@ -10,7 +10,7 @@ import numpy as np
 from harness.engine import AuditFailure, Words
 from harness.x86.bits import PTE_ADDR, PTE_PS
 from harness.xi.backlinks import HEAD
-from harness.xi.roles import ROOT_LEVEL, Kind
+from harness.xi.roles import ROOT_LEVEL, Kind, root_role
 from harness.xi.watch import MAX_BASES, guest_rights
 
 if TYPE_CHECKING:
@@ -139,6 +139,9 @@ def _audit_hash(engine: XiEngine, out: list[AuditFailure]) -> None:
             out.append(AuditFailure("H1", f"SPTI {spti.index} is not found by its role {spti.role.text}"))
         if spti.kind is Kind.GUEST and spti.index not in engine.gpts.get(spti.role.gfn, ()):
             out.append(AuditFailure("H1", f"SPTI {spti.index} is not among those of gfn {spti.role.gfn:#x}"))
+    root = engine.root_spti
+    if root is not None and root.role != root_role(engine.state):
+        out.append(AuditFailure("root", f"SPTI {root.index} is the root in use and stands for {root.role}"))
     listed = sum(len(tables) for tables in engine.gpts.values())
     if len(engine.by_role) != len(in_use) or listed != sum(spti.kind is Kind.GUEST for spti in in_use):
         out.append(AuditFailure("H1", "the hash or the lists of guest tables name SPTIs that are not in use"))

@@ -13,3 +13,8 @@ from tests.mutations.sync import SYNC
 from tests.mutations.tables import TABLES
 
 MUTATIONS: Final[tuple[Mutation, ...]] = (*RIGHTS, *SYNC, *TABLES, *INTERCEPTION, *ORACLES, *SCRIPTS)
+
+# One for each different run. `pool_base_mfn` belongs to what `pool-given-away` breaks.
+CONTROLS: Final[tuple[Mutation, ...]] = tuple(
+    {one.where: one.control for one in MUTATIONS if "pool_base_mfn" not in one.config}.values()
+)

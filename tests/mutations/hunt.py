@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.catalogue import load_catalogue
+from harness.check.plan import Planner
 from harness.check.target import Mismatch
 from harness.engine import AuditFailure, EngineConfig, MachineMemory
+from harness.guest_target import GuestTarget
 from harness.session import RunOptions, Session
 from harness.xi.engine import XiEngine
 from tests.mutations.mutation import Catch, Mutation
@@ -26,12 +28,29 @@ class MutatedSession(Session):
 
         options = RunOptions(probe_budget=mutation.probes)
         super().__init__(load_catalogue()[mutation.guest], mutation.paging, options, make_engine=broken)
-        self._tamper = mutation.tamper
+        self._mutation = mutation
 
     def _reach_entry(self) -> None:
         super()._reach_entry()
-        if self._tamper is not None:
-            self._tamper(self)
+        if self._mutation.blind:
+            without_probes(self)
+        if self._mutation.tamper is not None:
+            self._mutation.tamper(self)
+
+
+class Unprobed(GuestTarget):
+    """A guest that is taken to have no probe server."""
+
+    @property
+    def can_probe(self) -> bool:
+        return False
+
+
+def without_probes(session: Session) -> None:
+    """Leaves the check with the oracles that need no help from the guest."""
+    session.target.__class__ = Unprobed
+    planner = session.check_engine.planner
+    session.check_engine.planner = Planner(planner.seed, planner.budget, can_probe=False)
 
 
 def hunt(mutation: Mutation) -> Catch:

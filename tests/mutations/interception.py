@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,15 @@ def _without_highest(pages: frozenset[int]) -> frozenset[int]:
 
 
 class NeverWatchedAgain(WatchSet):
-    """A page that lost its watchpoint never gets it back."""
+    """A table that lost its watchpoints never gets them back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost: set[int] = set()
 
     def update(self, changes: Mapping[int, frozenset[int]]) -> list[bytes]:
-        known = {page for gfn in changes for page in self._tables.get(gfn, ())}
-        self._lost = getattr(self, "_lost", set()) | known
-        return super().update({gfn: pages - self._lost for gfn, pages in changes.items()})
+        self._lost |= {gfn for gfn, pages in changes.items() if not pages}
+        return super().update({gfn: frozenset() if gfn in self._lost else pages for gfn, pages in changes.items()})
 
 
 class OneOwner(WatchSet):
@@ -63,6 +66,8 @@ IMAGE_GFN: Final = 0x100  # the image begins at 1 MiB, with the control instruct
 
 
 class InvlpgDeaf(Observer):
+    """INVLPG is logged and not told."""
+
     def _invalidate(self, rip: int, instruction: ControlInstruction, registers: Mapping[str, int], width: int) -> None:
         self.log.add("invlpg", rip, instruction.value(registers, width), instruction.text)
 
@@ -76,6 +81,8 @@ class InvlpgNextPage(Observer):
 
 
 class Cr4Deaf(Observer):
+    """Writes of CR4 are not told."""
+
     def _control(self, rip: int, instruction: ControlInstruction) -> None:
         if instruction.kind != "cr4":
             super()._control(rip, instruction)
@@ -110,23 +117,46 @@ def scanner(broken: type[CodeScanner]) -> Tamper:
 
 
 def _broken(name: str, breaks: str, guest: str, paging: str, by: str, tamper: Tamper) -> Mutation:
-    rest: dict[str, Any] = {"tamper": tamper}
-    return Mutation(name, breaks, caught(by), guest, paging, **rest)
+    return Mutation(name, breaks, caught(by), guest, paging, tamper=tamper)
 
 
 INTERCEPTION: Final = (
-    _broken("alias-unwatched", "one alias of a guest table is not watched", "alias", "nopae", "self-check",
-            watches(AliasUnwatched)),
-    _broken("not-watched-again", "a table is not watched again after its resync", "basic", "nopae", "self-check",
-            watches(NeverWatchedAgain)),
-    _broken("stores-not-told", "watchpoint hits do not reach the engine", "basic", "pae", "self-check",
-            observer(StoresDeaf)),
+    _broken(
+        "alias-unwatched",
+        "one alias of a guest table is not watched",
+        "alias",
+        "nopae",
+        "self-check",
+        watches(AliasUnwatched),
+    ),
+    _broken(
+        "not-watched-again",
+        "a table is not watched again after its resync",
+        "basic",
+        "nopae",
+        "self-check",
+        watches(NeverWatchedAgain),
+    ),
+    _broken(
+        "stores-not-told", "watchpoint hits do not reach the engine", "basic", "pae", "self-check", observer(StoresDeaf)
+    ),
     _broken("mov-cr3-overlooked", "MOV CR3 has no breakpoint", "basic", "nopae", "self-check", scanner(Cr3Overlooked)),
-    _broken("page-unscanned", "a page of code is never scanned", "basic", "long4", "self-check",
-            scanner(PageUnscanned)),
+    _broken(
+        "page-unscanned", "a page of code is never scanned", "basic", "long4", "self-check", scanner(PageUnscanned)
+    ),
     _broken("invlpg-not-told", "INVLPG does not reach the engine", "basic", "nopae", "probe", observer(InvlpgDeaf)),
-    _broken("invlpg-operand-wrong", "INVLPG's address is one page off", "basic", "nopae", "probe",
-            observer(InvlpgNextPage)),
-    _broken("cr4-not-told", "a write of CR4 does not reach the engine", "perm", "nopae", "self-check",
-            observer(Cr4Deaf)),
+    _broken(
+        "invlpg-operand-wrong", "INVLPG's address is one page off", "basic", "nopae", "probe", observer(InvlpgNextPage)
+    ),
+    _broken(
+        "cr4-not-told", "a write of CR4 does not reach the engine", "perm", "nopae", "self-check", observer(Cr4Deaf)
+    ),
+    _broken(
+        "one-owner",
+        "a store where two tables are watched is told of one",
+        "alias",
+        "nopae",
+        "self-check",
+        watches(OneOwner),
+    ),
 )

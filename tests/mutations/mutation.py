@@ -2,13 +2,13 @@
 
 Catchers, by name: ``probe``, ``gva2gpa``, ``memory``, ``info_tlb``, ``ad_bits`` are the oracles of
 `harness.report.record`; ``self-check`` is the interception's own (misses); ``audit:ID`` is the invariant ID of
-`harness.xi.audit`.
+`harness.xi.audit`; ``assertion`` is one of the engine's own, which ends the run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from harness.session import Session
@@ -16,8 +16,6 @@ from harness.xi.engine import XiEngine
 from tests.xi.domain import Domain
 
 PROBES: Final = 160  # probes a checkpoint: enough for every edge of the small guests' ranges over a few checkpoints
-SCRIPT: Final = "(script)"
-
 Tamper = Callable[[Session], None]
 Script = Callable[[type[XiEngine]], Domain]
 
@@ -28,30 +26,35 @@ class Mutation:
 
     name: short, unique. breaks: one sentence. caught_by: catchers that must all be among those that notice. guest,
     paging: the real run that shows it. engine: the engine of that run. tamper: breaks a session's parts just before
-    it begins to observe. config: fields of `EngineConfig` to replace. script: instead of a run, a sequence of engine
-    calls without QEMU, on the engine it is given; the domain that it leaves behind is audited.
+    it begins to observe. config: fields of `EngineConfig` to replace. blind: the guest is taken to have no probe
+    server. script: instead of a run, a sequence of engine calls without QEMU, on the engine it is given; the domain
+    that it leaves behind is audited. probes: per checkpoint.
     """
 
     name: str
     breaks: str
     caught_by: frozenset[str]
-    guest: str = SCRIPT
-    paging: str = "long4"
+    guest: str = ""
+    paging: str = ""
     engine: type[XiEngine] = XiEngine
     tamper: Tamper | None = None
     config: Mapping[str, int] = field(default_factory=dict)
+    blind: bool = False
     script: Script | None = None
     probes: int = PROBES
 
     @property
     def where(self) -> str:
         """The run that shows it, for tables."""
-        return f"{self.guest} {self.paging}"
+        if self.script is not None:
+            return f"script: {self.script.__name__}"
+        extras = [f"{name}={value}" for name, value in self.config.items()] + ["no probes"] * self.blind
+        return f"{self.guest} {self.paging}" + (f" ({', '.join(extras)})" if extras else "")
 
     @property
     def control(self) -> Mutation:
         """The same run with nothing broken: nobody may cry out."""
-        return Mutation(f"control {self.where}", "nothing", frozenset(), self.guest, self.paging, script=self.script)
+        return replace(self, name="control", breaks="nothing", caught_by=frozenset(), engine=XiEngine, tamper=None)
 
 
 def caught(*names: str) -> frozenset[str]:

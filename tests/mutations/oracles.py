@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
-from harness.check.plan import Planner
-from harness.guest_target import GuestTarget
-from harness.session import Session
 from harness.x86.access import Access
 from harness.x86.bits import PTE_A, PTE_D
 from harness.xi.engine import XiEngine
 from harness.xi.faults import Walk
 from tests.mutations.mutation import Mutation, caught
-from tests.mutations.rights import with_rules
+from tests.mutations.rights import LOST_FRAME_BIT
 
 
 class LeafAccessedOnly(XiEngine):
@@ -71,23 +67,6 @@ class NeverDirty(XiEngine):
         return told._replace(steps=[*told.steps[:-1], last._replace(entry=last.entry | (PTE_D if store else 0))])
 
 
-class Unprobed(GuestTarget):
-    """A guest that is taken to have no probe server."""
-
-    @property
-    def can_probe(self) -> bool:
-        return False
-
-
-def without_probes(session: Session) -> None:
-    """Leaves the check with the oracles that need no help from the guest."""
-    session.target.__class__ = Unprobed
-    planner = session.check_engine.planner
-    session.check_engine.planner = Planner(planner.seed, planner.budget, can_probe=False)
-
-
-NEXT_FRAME: Final = with_rules(lambda r: replace(r, frame_mask=r.frame_mask & ~0x1000) if r.level == 1 else r)
-
 ORACLES: Final = (
     Mutation(
         "accessed-leaf-only",
@@ -117,13 +96,13 @@ ORACLES: Final = (
     Mutation("never-dirty", "a store sets D in the SPTE only", caught("ad_bits"), "basic", "pae", NeverDirty),
     *(
         Mutation(
-            f"frame-bit-lost, {paging}, no probes",
-            "the lowest bit of a page's frame number is lost; no probe is run",
+            f"frame-bit-lost, blind, {paging}",
+            "the lowest bit of a page's frame number is lost",
             caught("gva2gpa", "memory", "info_tlb"),
             "basic",
             paging,
-            NEXT_FRAME,
-            without_probes,
+            LOST_FRAME_BIT,
+            blind=True,
         )
         for paging in ("nopae", "pae", "long4", "long5")
     ),

@@ -63,7 +63,9 @@ def with_tables(change: Flags) -> type[XiEngine]:
     def twist(rules: EntryRules) -> EntryRules:
         if not rules.has_rights:  # a PAE PDPTE, in which these flags are reserved
             return rules
-        return replace(rules, table=tuple(change(bits, flags) if flags else 0 for bits, flags in enumerate(rules.table)))
+        return replace(
+            rules, table=tuple(change(bits, flags) if flags else 0 for bits, flags in enumerate(rules.table))
+        )
 
     return with_rules(twist)
 
@@ -108,6 +110,8 @@ class RootBesideThePool(XiEngine):
     def _hardware_root(self, root: Spti) -> ShadowRoot:
         return replace(super()._hardware_root(root), root=self.config.pool_base_mfn + self.config.pool_frames << 12)
 
+
+LOST_FRAME_BIT: Final = with_rules(lambda r: replace(r, frame_mask=r.frame_mask & ~0x1000) if r.level == 1 else r)
 
 RIGHTS: Final = (
     Mutation(
@@ -180,7 +184,7 @@ RIGHTS: Final = (
         caught("probe", "audit:X3"),
         "basic",
         "long4",
-        with_rules(lambda r: replace(r, frame_mask=r.frame_mask & ~0x1000) if r.level == 1 else r),
+        LOST_FRAME_BIT,
     ),
     Mutation(
         "pse36-ignored",

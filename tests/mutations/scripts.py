@@ -22,6 +22,7 @@ class LargeOverTable(XiEngine):
 
     def control(self, state: ControlState) -> None:
         super().control(state)
+        self.watch_changes()  # while the tables can still be climbed
         for spti in self.sptis:
             if spti.role is not None and spti.level == 2:
                 spti.spt[spti.spt != 0] |= np.uint64(PTE_PS)
@@ -119,10 +120,42 @@ def log_read(engine: type[XiEngine]) -> Domain:
 
 
 SCRIPTS: Final = (
-    Mutation("large-over-table", "a large SPTE where the guest has a table", caught("audit:F3"), engine=LargeOverTable, script=mapped),
-    Mutation("old-owner-kept", "the m2p keeps a frame's old owner", caught("audit:P1"), engine=OldOwnerKept, script=moved),
-    Mutation("old-frame-kept", "SPTEs keep the machine frame that a page has left", caught("audit:P2", "audit:X3"), engine=OldFrameKept, script=moved),
-    Mutation("zeroed-in-name", "the idle loop calls zeroed what is not", caught("audit:zeroed-is-zero"), engine=ZeroedInName, script=recycled),
-    Mutation("log-only-old", "a page mapped while the dirty log runs is writable unlogged", caught("audit:dirty-log"), engine=LogOnlyOld, script=logged),
-    Mutation("log-read-one-alias", "a read of the dirty log leaves an alias writable", caught("audit:dirty-log"), engine=LogReadOneAlias, script=log_read),
+    Mutation(
+        "large-over-table",
+        "a large SPTE where the guest has a table",
+        caught("audit:F3"),
+        engine=LargeOverTable,
+        script=mapped,
+    ),
+    Mutation(
+        "old-owner-kept", "the m2p keeps a frame's old owner", caught("audit:P1"), engine=OldOwnerKept, script=moved
+    ),
+    Mutation(
+        "old-frame-kept",
+        "SPTEs keep the machine frame that a page has left",
+        caught("audit:P2", "audit:X3"),
+        engine=OldFrameKept,
+        script=moved,
+    ),
+    Mutation(
+        "zeroed-in-name",
+        "the idle loop calls zeroed what is not",
+        caught("audit:zeroed-is-zero"),
+        engine=ZeroedInName,
+        script=recycled,
+    ),
+    Mutation(
+        "log-only-old",
+        "a page mapped while the dirty log runs is writable unlogged",
+        caught("audit:dirty-log"),
+        engine=LogOnlyOld,
+        script=logged,
+    ),
+    Mutation(
+        "log-read-one-alias",
+        "a read of the dirty log leaves an alias writable",
+        caught("audit:dirty-log"),
+        engine=LogReadOneAlias,
+        script=log_read,
+    ),
 )

@@ -18,11 +18,15 @@ from tests.mutations.mutation import Mutation, caught
 
 
 class NoInvlpg(XiEngine):
+    """Counts INVLPG and does nothing."""
+
     def invlpg(self, va: int) -> None:
         self.counters.invlpgs += 1
 
 
 class SameCr3Ignored(XiEngine):
+    """Takes a load of the CR3 that is loaded for nothing new, which is how guests flush."""
+
     def load_cr3(self, cr3: int) -> None:
         if cr3 != self.state.cr3:
             super().load_cr3(cr3)
@@ -44,6 +48,8 @@ class NoResyncAtCr3(XiEngine):
 
 
 class PgeToggleIgnored(XiEngine):
+    """Takes a change of CR4.PGE for one that flushes nothing."""
+
     def control(self, state: ControlState) -> None:
         if state.cr4 ^ self.state.cr4 == CR4_PGE and state.cr3 == self.state.cr3:
             self._adopt(state)
@@ -62,6 +68,8 @@ class StaleSnapshot(XiEngine):
 
 
 class UnmapIgnored(XiEngine):
+    """Keeps the SPTE of an entry that the guest has cleared."""
+
     def resync_spte(self, spti: Spti, index: int, entry: int, fill: bool, force: bool = False) -> None:
         if entry & PTE_P:
             super().resync_spte(spti, index, entry, fill, force)
@@ -76,6 +84,8 @@ class RemapKeepsFrame(XiEngine):
 
 
 class LastEntryForgotten(XiEngine):
+    """Works on all changed entries of a table but the last; the snapshot takes them all."""
+
     def resync_entries(self, spti: Spti, changed: Ints, now: Words) -> None:
         super().resync_entries(spti, changed[:-1], now)
 
@@ -125,7 +135,12 @@ class WrongLargeHalf(XiEngine):
 SYNC: Final = (
     Mutation("invlpg-skipped", "INVLPG synchronises nothing", caught("probe"), "stale", "nopae", NoInvlpg),
     Mutation(
-        "same-cr3-skipped", "a load of the CR3 that is loaded does nothing", caught("probe"), "basic", "nopae", SameCr3Ignored
+        "same-cr3-skipped",
+        "a load of the CR3 that is loaded does nothing",
+        caught("probe"),
+        "basic",
+        "nopae",
+        SameCr3Ignored,
     ),
     Mutation(
         "cr3-resync-skipped",
@@ -136,10 +151,20 @@ SYNC: Final = (
         NoResyncAtCr3,
     ),
     Mutation(
-        "pge-toggle-skipped", "a change of CR4.PGE alone flushes nothing", caught("probe"), "stale", "nopae", PgeToggleIgnored
+        "pge-toggle-skipped",
+        "a change of CR4.PGE alone flushes nothing",
+        caught("probe"),
+        "stale",
+        "nopae",
+        PgeToggleIgnored,
     ),
     Mutation(
-        "stale-snapshot", "a snapshot misses one changed entry", caught("audit:snapshot"), "basic", "long4", StaleSnapshot
+        "stale-snapshot",
+        "a snapshot misses one changed entry",
+        caught("audit:snapshot"),
+        "basic",
+        "long4",
+        StaleSnapshot,
     ),
     Mutation(
         "unmap-ignored",

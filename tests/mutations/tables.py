@@ -51,6 +51,8 @@ class LaterParentsIgnored(XiEngine):
 
 
 class OrphansForgotten(XiEngine):
+    """Does not note which tables have lost their last parent."""
+
     def drop(self, spti: Spti, word: int) -> None:
         super().drop(spti, word)
         self.orphans.clear()
@@ -78,19 +80,22 @@ class NotZeroed(XiEngine):
 
 
 class RootEvicted(XiEngine):
-    """Recycles the root that is in use."""
+    """Recycles the root in use, unless it is being worked on."""
 
     def pick_victim(self, force: bool) -> int | None:
-        if self.root_spti is not None and self.root_spti.role is not None:
-            return self.root_spti.index
+        root = self.root_spti
+        if root is not None and root.role is not None and root.index not in self.pins:
+            return root.index
         return super().pick_victim(force)
 
 
 class PathEvicted(XiEngine):
-    """Recycles a table of the path that is being built."""
+    """Recycles the table above the one that is being filled."""
 
     def pick_victim(self, force: bool) -> int | None:
-        return self.pins[-1] if self.pins else super().pick_victim(force)
+        root = self.root_spti
+        above = [index for index in self.pins[:-1] if root is None or index != root.index]
+        return above[-1] if above else super().pick_victim(force)
 
 
 class RoleForgotten(XiEngine):
@@ -112,8 +117,10 @@ class SumsForgotten(XiEngine):
 
 
 class LargeNotDivided(XiEngine):
+    """Protects a table's 4 KiB SPTEs and forgets the large ones."""
+
     def divide_around(self, gfn: int, level: int) -> None:
-        self.counters.divided += 0
+        """Leaves them whole."""
 
 
 class PiecesShifted(XiEngine):
@@ -198,18 +205,20 @@ TABLES: Final = (
     Mutation(
         "active-root-evicted",
         "the LRU recycles the root in use",
-        caught("probe"),
-        "switch",
-        "nopae",
+        caught("probe", "audit:root"),
+        "stale",
+        "long4",
         RootEvicted,
+        config={"pool_frames": 24 * 4},
     ),
     Mutation(
         "path-evicted",
         "the LRU recycles a table of the path being built",
-        caught("probe"),
-        "switch",
-        "nopae",
+        caught("audit:K4", "assertion"),
+        "perm",
+        "long4",
         PathEvicted,
+        config={"pool_frames": 36 * 4},
     ),
     Mutation("role-forgotten", "the hash loses level-1 tables", caught("audit:H1"), "basic", "nopae", RoleForgotten),
     Mutation(
@@ -225,7 +234,7 @@ TABLES: Final = (
         "a large page around a new guest table stays whole",
         caught("audit:large"),
         "large",
-        "pae",
+        "nopae",
         LargeNotDivided,
     ),
     Mutation(

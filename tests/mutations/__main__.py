@@ -1,0 +1,44 @@
+"""`python -m tests.mutations [NAME...] [--json FILE]`: runs the mutations and prints the table.
+
+A NAME is any part of a mutation's name; none: all, and the controls. Exit status 1 when one was missed, or when a
+control cried out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.mutations.catalogue import CONTROLS, MUTATIONS
+from tests.mutations.hunt import hunt
+from tests.mutations.mutation import Catch
+from tests.mutations.table import as_json, mutation_table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of a mutation's name (default: all)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table, with evidence, to FILE")
+    arguments = parser.parse_args()
+    every = (*MUTATIONS, *CONTROLS)
+    chosen = [one for one in every if not arguments.names or any(name in one.name for name in arguments.names)]
+    if not chosen:
+        parser.error(f"no mutation is called like that; there are {', '.join(one.name for one in MUTATIONS)}")
+    catches: list[Catch] = []
+    console = Console()
+    with console.status("") as status:
+        for mutation in chosen:
+            status.update(f"{len(catches)}/{len(chosen)}  {mutation.name}  {mutation.where}")
+            catches.append(hunt(mutation))
+    console.print(mutation_table(catches))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(as_json(catches), indent=1) + "\n", encoding="utf-8")
+    return int(any(catch.missing or (not catch.mutation.caught_by and catch.evidence) for catch in catches))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
