@@ -37,7 +37,7 @@ def main() -> int:
     console.print(mutation_table(catches))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(as_json(catches), indent=1) + "\n", encoding="utf-8")
-    return int(any(catch.missing or (not catch.mutation.caught_by and catch.evidence) for catch in catches))
+    return int(any(catch.missing or (catch.mutation.is_control and catch.evidence) for catch in catches))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ class Mutation:
         return f"{self.guest} {self.paging}" + (f" ({', '.join(extras)})" if extras else "")
 
     @property
+    def is_control(self) -> bool:
+        return not self.caught_by
+
+    @property
     def control(self) -> Mutation:
         """The same run with nothing broken: nobody may cry out."""
         return replace(self, name="control", breaks="nothing", caught_by=frozenset(), engine=XiEngine, tamper=None)

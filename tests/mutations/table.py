@@ -16,25 +16,33 @@ WIDTH: Final = 170
 
 
 def mutation_table(catches: Sequence[Catch]) -> Table:
-    """One row a mutation, in order. Catchers that the mutation names come first; those that noticed as well, before
-    the run was stopped, follow in brackets."""
-    table = Table(title=f"{len(catches)} mutations", title_justify="left", pad_edge=False, box=None)
+    """One row a mutation, in order, and one for all controls at which nobody cried out.
+
+    Catchers that the mutation names come first; those that noticed as well, before the run was stopped, follow in
+    brackets.
+    """
+    quiet = [catch for catch in catches if catch.mutation.is_control and not catch.evidence]
+    broken = sum(not catch.mutation.is_control for catch in catches)
+    table = Table(title=f"{broken} mutations", title_justify="left", pad_edge=False, box=None)
     table.add_column("mutation", no_wrap=True)
     table.add_column("breaks", ratio=3)
     table.add_column("run", ratio=2)
     table.add_column("caught by", ratio=3)
     for catch in catches:
-        table.add_row(catch.mutation.name, catch.mutation.breaks, catch.mutation.where, verdict(catch))
+        if catch not in quiet:
+            table.add_row(catch.mutation.name, catch.mutation.breaks, catch.mutation.where, verdict(catch))
+    if quiet:
+        table.add_row("control", "nothing", f"the {len(quiet)} different ones above", "nobody, as it must be")
     return table
 
 
 def verdict(catch: Catch) -> str:
-    """The last column."""
+    """The last column, for all but quiet controls."""
     must = catch.mutation.caught_by
     named = [name for name in catch.evidence if name in must]
     others = [name for name in catch.evidence if name not in must]
-    if not must:
-        return f"nobody, as it must be ({catch.verdict or 'audited'})" if not others else f"FALSE: {', '.join(others)}"
+    if catch.mutation.is_control:
+        return f"FALSE ALARM BY {', '.join(others)}"
     missed = f"MISSED BY {', '.join(sorted(catch.missing))}" if catch.missing else ""
     also = f"({', '.join(others)})" if others else ""
     return " ".join(part for part in (missed, ", ".join(named), also) if part)
