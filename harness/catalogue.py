@@ -11,7 +11,9 @@ from harness.machine.errors import BadImage
 from harness.report.record import VERDICTS
 from harness.x86.modes import MODES
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+_PACKAGE: Final = Path(__file__).resolve().parent
+# A checkout has the guests beside the package; an installed package carries them in its data (see setup.py).
+ROOT: Final = _PACKAGE / "data" if (_PACKAGE / "data").is_dir() else _PACKAGE.parent
 GUESTS: Final = ROOT / "guest-kernels"
 FIRMWARE: Final = ROOT / "firmware" / "build" / "xi-firmware.bin"
 

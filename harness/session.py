@@ -18,7 +18,7 @@ from harness.check.crosscheck import CrossCheck
 from harness.check.guest_walks import ram_reader
 from harness.check.memory import OverlayMemory
 from harness.check.target import CheckReport, Stop
-from harness.engine import EngineConfig, ShadowEngine
+from harness.engine import AuditFailure, EngineConfig, ShadowEngine
 from harness.guest_target import GuestTarget
 from harness.intercept.observe import Observer, Outcome, control_state
 from harness.machine import qemu
@@ -268,7 +268,10 @@ class Session:
         return stop
 
     def _audit(self, where: str) -> None:
-        failures = self.engine.audit()
+        try:
+            failures = self.engine.audit()
+        except Exception as error:  # an engine broken enough breaks its own audit, and that is a finding
+            failures = [AuditFailure("audit", f"it could not be finished: {type(error).__name__}: {error}")]
         self.record.audit_failures += len(failures)
         room = KEPT_FAILURES - len(self.record.audit)
         self.record.audit += [f"at {where}: {f.invariant}: {f.detail}" for f in failures[: max(0, room)]]
@@ -345,6 +348,8 @@ class Session:
         record.recent_events = self.observer.log.recent()
         record.seconds = time.monotonic() - self._began
         judge_checks(record, self.forgives_misses)
+        if record.verdict == "fail" and record.stats.get("eager_truncated"):
+            record.reason += f" (the pool was too small for {record.stats['eager_truncated']} tables: a likely cause)"
         return record
 
     def keep_logs(self) -> None:

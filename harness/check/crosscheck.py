@@ -206,6 +206,7 @@ class CrossCheck:
         if hardware is not None:
             cr2 = wrong_cr2(probes, hardware, run.cr2, state)
         answers = [probes.guest, shadow, *([] if seen is None else [seen])]
+        oracle = "guest walk" if hardware is None else "probe"  # who it is that the shadow disagrees with
         for at in np.flatnonzero(wrong | cr2).tolist():
             text = "not run" if hardware is None else hardware.text(at)
             if cr2[at]:
@@ -216,7 +217,7 @@ class CrossCheck:
             if probes.old is not None and not probes.old.same(probes.guest)[at]:
                 guest += f" (before: {probes.old.text(at)})"
             self._mismatch(
-                check, path, "probe", field, int(probes.va[at]), Access(probes.access[at]), guest, shadow.text(at), text
+                check, path, oracle, field, int(probes.va[at]), Access(probes.access[at]), guest, shadow.text(at), text
             )
 
     def _compare_bits(self, check: _Checkpoint, probes: ProbeSet, before: TableCopy) -> None:

@@ -11,8 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from harness.report.terminal import make_console
 from tests.mutations.catalogue import CONTROLS, MUTATIONS
 from tests.mutations.hunt import hunt
 from tests.mutations.mutation import Catch
@@ -29,7 +28,7 @@ def main() -> int:
     if not chosen:
         parser.error(f"no mutation is called like that; there are {', '.join(one.name for one in MUTATIONS)}")
     catches: list[Catch] = []
-    console = Console()
+    console = make_console(sys.stdout)
     with console.status("") as status:
         for mutation in chosen:
             status.update(f"{len(catches)}/{len(chosen)}  {mutation.name}  {mutation.where}")
