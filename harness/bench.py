@@ -11,14 +11,14 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from harness.catalogue import FIRMWARE, image_path, load_catalogue
 from harness.machine.deadline import Deadline
 from harness.machine.errors import MachineError, StubClosed
-from harness.machine.gdbstub import CONTINUE, STEP, breakpoint_packet, watch_packet
+from harness.machine.gdbstub import STEP, breakpoint_packet, watch_packet
 from harness.machine.image import load_image
 from harness.machine.mailbox import Command
 from harness.machine.qemu import Machine, MachineSpec, bare_command, scratch_directory
@@ -30,8 +30,8 @@ from harness.verdict import STATUS_PASS
 Figures = dict[str, float]
 Raw = dict[str, Any]
 
-FLOOR_ROUNDS: Final = 300
-LEAST_EVENTS: Final = 50  # a stretch between two checkpoints with fewer events is not measured
+ROUNDS: Final = 3
+WATCH_ROUNDS: Final = 200
 PAGING: Final = "long4"
 
 
@@ -44,115 +44,112 @@ class Bench:
     measure: Callable[[], tuple[Figures, Raw]]
 
 
-def _raw_stops(session: Session) -> tuple[float, float]:
-    """Seconds of a raw breakpoint stop (stop, step over it, continue) and of a raw watchpoint stop, on the guest
-    of `session` while it stands at a checkpoint: its probe server, given batches of nothing, is the loop."""
-    box = session.target.mailbox
-    if box is None:
-        raise MachineError("a floor needs a guest with a probe server")
-    gdb = session.machine.gdb
-    limit = Deadline(30.0)
-    box["count"] = 0
-
-    def serve(step: bool) -> None:
-        box["command"] = Command.PROBE
-        gdb.resume()
-        gdb.wait_stop(limit)
-        if step:
-            gdb.resume((), STEP)
-            gdb.wait_stop(limit)
-
-    began = time.perf_counter()
-    for _ in range(FLOOR_ROUNDS):
-        serve(step=True)
-    breakpoint_stop = (time.perf_counter() - began) / FLOOR_ROUNDS
-    # Now a store: the server writes `done` in the mailbox's first page each round, just before the breakpoint.
-    page = session.image.symbols["xi_mailbox"]
-    gdb.checked(watch_packet(page, 64))
-    began = time.perf_counter()
-    stops = 0
-    while stops < FLOOR_ROUNDS:
-        box["command"] = Command.PROBE
-        gdb.resume()
-        if gdb.wait_stop(limit).watch is not None:
-            stops += 1
-        else:
-            began += _timed(lambda: (gdb.resume((), STEP), gdb.wait_stop(limit)))
-    watch_total = time.perf_counter() - began
-    gdb.checked(watch_packet(page, 64, insert=False))
-    box["command"] = Command.RESUME
-    # Leave the guest where the session believes it to be: at the checkpoint's breakpoint, stepped over.
-    while not _back_at_checkpoint(session):
-        pass
-    return breakpoint_stop, watch_total / FLOOR_ROUNDS
-
-
 def _timed(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
 
 
-def _back_at_checkpoint(session: Session) -> bool:
-    """Whether the guest stands just behind its checkpoint's breakpoint; if not, takes it one stop nearer."""
-    gdb = session.machine.gdb
-    rip, stop = gdb.read_registers()["rip"], session.image.symbols["xi_stop"]
-    if rip == stop + 1:
-        return True
-    gdb.resume((), STEP if rip == stop else CONTINUE)
-    gdb.wait_stop(Deadline(5.0))
-    return False
-
-
-def _unobserved_seconds(name: str) -> float:
-    """Seconds that the guest itself takes from its entry to its end, stopped at its checkpoints only."""
+def _raw_run(name: str, breakpoints: Iterable[int]) -> tuple[float, int]:
+    """(seconds, stops) of the guest from its entry to its end with nothing but `breakpoints` set: at each stop a step
+    over it and a continue, and nothing is read."""
     guest = load_catalogue()[name]
     image = load_image(image_path(guest, PAGING))
+    stops = 0
     with Machine(machine_spec(guest, PAGING, RunOptions()), place(image, 1)) as machine:
         gdb, limit = machine.gdb, Deadline(60.0)
         gdb.checked(breakpoint_packet(image.entry))
         gdb.resume()
         gdb.wait_stop(limit)
-        gdb.checked(breakpoint_packet(image.entry, insert=False), breakpoint_packet(image.symbols["xi_stop"]))
+        gdb.checked(breakpoint_packet(image.entry, insert=False), *map(breakpoint_packet, breakpoints))
         began = time.perf_counter()
         with contextlib.suppress(StubClosed):
             gdb.resume()
             while not gdb.wait_stop(limit).exited:
+                stops += 1
                 gdb.resume((), STEP)
                 gdb.wait_stop(limit)
                 gdb.resume()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, stops
+
+
+def _raw_watch_stop(session: Session) -> float:
+    """Seconds of one raw watchpoint stop, on the guest of `session` while it stands at a checkpoint: its probe server,
+    given batches of nothing, writes to its mailbox in a loop."""
+    box = session.target.mailbox
+    if box is None:
+        raise MachineError("this needs a guest with a probe server")
+    gdb, limit = session.machine.gdb, Deadline(30.0)
+    page, stop = session.image.symbols["xi_mailbox"], session.image.symbols["xi_stop"]
+    # Its stores to `command` and `done`; the breakpoint in its loop is out of the way meanwhile.
+    gdb.checked(breakpoint_packet(stop, insert=False), watch_packet(page, 64))
+    box["count"] = 0
+    began = time.perf_counter()
+    for _ in range(WATCH_ROUNDS):
+        box["command"] = Command.PROBE
+        gdb.resume()
+        if gdb.wait_stop(limit).watch is None:
+            raise MachineError("the probe server stopped for another reason than its store")
+    seconds = time.perf_counter() - began
+    gdb.checked(watch_packet(page, 64, insert=False), breakpoint_packet(stop))
+    # Back to where the session believes the guest to be: at the checkpoint, just stepped over.
+    box["command"] = Command.PROBE
+    gdb.resume()
+    gdb.wait_stop(limit)
+    gdb.resume((), STEP)
+    gdb.wait_stop(limit)
+    box["command"] = Command.RESUME
+    return seconds / WATCH_ROUNDS
+
+
+@dataclass(slots=True)
+class _Observed:
+    """One observed run. seconds: spent in the guest and its interception; watch_stops: seconds of raw ones."""
+
+    seconds: float
+    counts: dict[str, int]
+    breakpoints: frozenset[int]
+    watch_stops: list[float]
+
+
+def _observed_run(name: str) -> _Observed:
+    with Session(load_catalogue()[name], PAGING, RunOptions()) as session:
+        began = session.observer.run_seconds
+        watch_stops = []
+        while session.run_to_checkpoint() is not None:
+            watch_stops.append(_raw_watch_stop(session))
+        observer = session.observer
+        breakpoints = observer.code.addresses | {session.image.symbols["xi_stop"]}
+        return _Observed(observer.run_seconds - began, dict(observer.log.counts), breakpoints, watch_stops)
 
 
 def observe() -> tuple[Figures, Raw]:
-    """The mean cost of an intercepted event on `churn`, against raw stops of the same kinds.
+    """The mean cost of an intercepted event on `churn`, against raw stops at the same places of the same guest.
 
-    The guest's own work is measured in an unobserved run and taken off. A raw stop at a breakpoint includes the step
-    over it, as every debugger has to make it; against the cheaper stop of a watchpoint there is a figure of its own.
+    Three runs in turn: observed; with the same breakpoints and nothing done at them; and free. What the guest takes
+    by itself is taken off both. (QEMU 7.2 drops all translated code at each stop at a breakpoint, so a raw stop costs
+    what the guest's code costs to translate again: a floor from an empty loop would be none.) The raw stop for a store
+    to a table is that of a watchpoint, in a loop.
     """
-    guest = load_catalogue()["churn"]
-    events = 0
-    seconds = 0.0
-    floors: list[tuple[float, float]] = []
-    with Session(guest, PAGING, RunOptions()) as session:
-        observer = session.observer
-        while True:
-            before, spent = observer.log.total, observer.run_seconds
-            if session.run_to_checkpoint() is None:
-                break
-            if observer.log.total - before >= LEAST_EVENTS:
-                events += observer.log.total - before
-                seconds += observer.run_seconds - spent
-                floors.append(_raw_stops(session))
-        counts = dict(observer.log.counts)
-    if not events:
-        raise MachineError("churn made no events to measure")
-    own = statistics.median(_unobserved_seconds("churn") for _ in range(3))
-    breakpoint_stop = statistics.median(floor[0] for floor in floors)
-    watch_stop = statistics.median(floor[1] for floor in floors)
+    events = stops = 0
+    observed = raw = own = 0.0
+    watch_stops: list[float] = []
+    counts: dict[str, int] = {}
+    for _ in range(ROUNDS):
+        run = _observed_run("churn")
+        counts = run.counts
+        seconds, hit = _raw_run("churn", run.breakpoints)
+        events += sum(counts.values())
+        stops += hit
+        observed += run.seconds
+        raw += seconds
+        own += _raw_run("churn", [])[0]
+        watch_stops += run.watch_stops
+    breakpoint_stop = (raw - own) / stops
+    watch_stop = statistics.median(watch_stops)
     share = counts.get("table_write", 0) / sum(counts.values())
     floor = share * watch_stop + (1 - share) * breakpoint_stop
-    event = (seconds - own) / events
+    event = (observed - own) / events
     return (
         {"observe.event_ratio": event / floor, "observe.event_ratio_to_watch_stop": event / watch_stop},
         {

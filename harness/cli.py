@@ -63,15 +63,21 @@ def run(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every guest in every mode it is built for.")] = False,
     as_tour: Annotated[bool, typer.Option("--tour", help="Each guest once (what a bare `run` does).")] = False,
-    kernel: Annotated[Path | None, typer.Option(help="Any kernel that QEMU can load, instead of a guest.")] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Any kernel that QEMU can load, instead of a guest.")
+    ] = None,
     append: Annotated[str | None, typer.Option(metavar="S", help="The kernel's command line.")] = None,
-    initrd: Annotated[Path | None, typer.Option(help="The kernel's initial RAM disk.")] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="PATH", help="The kernel's initial RAM disk.")] = None,
     memory: Annotated[int | None, typer.Option(min=2, max=65536, metavar="MIB", help="RAM of the machine.")] = None,
     cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="QEMU's -cpu.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything chosen at random.")] = 1,
-    engine: Annotated[str, typer.Option(help="The shadow engine to check.")] = "xi",
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything chosen at random.")
+    ] = 1,
+    engine: Annotated[str, typer.Option(metavar="NAME", help="The shadow engine to check.")] = "xi",
     time_limit: Annotated[float | None, typer.Option(metavar="S", help="Seconds one machine may run.")] = None,
-    workers: Annotated[int | None, typer.Option("--jobs", min=1, max=256, help="Machines at a time.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--jobs", min=1, max=256, metavar="N", help="Machines at a time.")
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="F", help="Write a JSON report; - is stdout.")
     ] = None,

@@ -140,7 +140,7 @@ def _packages() -> Finding:
 def _catalogue() -> Finding:
     """The catalogue and its built images: nothing to run without them."""
     try:
-        from harness.catalogue import image_path, load_catalogue  # noqa: PLC0415 - may itself be what is missing
+        from harness.catalogue import GUESTS, image_path, load_catalogue  # noqa: PLC0415 - may itself be missing
 
         guests = load_catalogue()
     except Exception as error:
@@ -148,7 +148,7 @@ def _catalogue() -> Finding:
     images = [image_path(guest, mode) for guest in guests.values() for mode in guest.modes]
     built = sum(path.is_file() for path in images)
     if built == len(images):
-        return Finding("guests", OK, f"{len(guests)} guests, {built} images built")
+        return Finding("guests", OK, f"{len(guests)} guests, {built} images built, in {GUESTS}")
     return Finding(
         "guests", MISSING, f"{len(guests)} guests, {built} of {len(images)} images built", "build them: `make guests`"
     )

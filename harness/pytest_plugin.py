@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -155,9 +156,10 @@ def pytest_runtest_makereport(
     report = yield
     runs = item.stash.get(_RUNS, None)
     if call.when == "call" and runs is not None:
-        logs = [_keep_logs(session) for session in runs.sessions]
+        for session in runs.sessions:
+            session.keep_logs()
         if report.failed:
-            report.sections.append((SECTION, _section(runs, logs)))
+            report.sections.append((SECTION, _section(item, runs)))
     if report.failed and call.excinfo is not None and _is_machine_error(call.excinfo.value):
         # A plain attribute, so that it survives the way from a pytest-xdist worker.
         report.xi_machine_error = True  # type: ignore[attr-defined]
@@ -179,30 +181,27 @@ def _is_machine_error(error: BaseException) -> bool:
     return isinstance(error, MachineError)
 
 
-def _section(runs: _Runs, logs: Sequence[str]) -> str:
+def _section(item: pytest.Item, runs: _Runs) -> str:
     from harness.report.failure import failure_block  # noqa: PLC0415 - see the module's docstring
 
-    blocks = [failure_block(record) for record in runs.all_records()]
-    kept = [f"console and QEMU output kept in {folder}" for folder in logs if folder]
-    return "\n\n".join(blocks + kept)
+    blocks = []
+    for record in runs.all_records():
+        # The test did more than `xi-harness run` would, perhaps to a guest that no catalogue knows.
+        record.repro = [shlex.join(["pytest", item.nodeid, "--xi-seed", str(record.seed)])]
+        blocks.append(failure_block(record))
+    return "\n\n".join(blocks)
 
 
 def _conclude(session: Session) -> RunRecord:
     """The session's record; where the machine has gone, as it was last known."""
     from harness.machine.errors import MachineError  # noqa: PLC0415 - see the module's docstring
 
-    if not session.ended:
+    ended = session.ended
+    with suppress(MachineError):
+        session.conclude()
+    if not ended:
         session.record.verdict, session.record.reason = "fail", "the test ended before the guest did"
-        return session.record
-    try:
-        return session.conclude()
-    except MachineError:
-        return session.record
-
-
-def _keep_logs(session: Session) -> str:
-    session.keep_logs()
-    return session.record.log_dir
+    return session.record
 
 
 def _runs(node: pytest.Item) -> _Runs:

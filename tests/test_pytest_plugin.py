@@ -120,7 +120,15 @@ def test_a_failure_shows_the_block_and_where_the_logs_are(suite: Suite, pytester
         "--xi-logs=kept",
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*- xi-harness -*", "*0x0*401000*", "*console and QEMU output kept in kept*basic.pae"])
+    result.stdout.fnmatch_lines(
+        [
+            "*- xi-harness -*",
+            "*the test ended before the guest did*",
+            "*0x0*401000*",
+            "logs kept in kept*basic.pae",
+            "  pytest '*::test_it[[]pae[]]' --xi-seed 1",
+        ]
+    )
     (console,) = Path(pytester.path / "kept").glob("*/basic.pae/console.txt")
     assert console.read_text() == "hello"
 

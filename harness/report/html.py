@@ -30,15 +30,15 @@ pre { background: #f5f5f5; padding: 1em; overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 </style>
 <h1>xi-harness {{ version }}</h1>
-<p>{{ totals.runs }} runs, {{ totals.unexpected }} not as expected; {{ "{:,}".format(totals.events) }} events;
-{{ "{:,}".format(totals.checks["probe"]) }} probe checks; {{ totals.mismatches }} mismatches,
+<p>{{ totals.runs }} runs, {{ totals.unexpected }} not as expected; {{ "{:,}".format(totals.events) }} events
+intercepted; {{ "{:,}".format(totals.checks["probe"]) }} probe checks; {{ totals.mismatches }} mismatches,
 {{ totals.audit_failures }} audit failures, {{ totals.interception_misses }} interception misses.</p>
 <table>
 <tr><th>guest<th>paging<th>engine<th>verdict<th>expected<th>events<th>checks<th>seconds<th>reason</tr>
 {% for r in records -%}
 <tr><td>{{ r.guest }}<td>{{ r.paging }}<td>{{ r.engine }}
 <td{% if not r.as_expected %} class="wrong"{% endif %}>{{ r.verdict }}<td>{{ r.expected }}
-<td class="n">{{ "{:,}".format(r.events.values() | sum) }}<td class="n">{{ "{:,}".format(r.checks.values() | sum) }}
+<td class="n">{{ "{:,}".format(r.intercepted) }}<td class="n">{{ "{:,}".format(r.checks.values() | sum) }}
 <td class="n">{{ "%.2f" | format(r.seconds) }}<td>{{ r.reason | shown }}</tr>
 {% endfor -%}
 </table>
@@ -67,7 +67,7 @@ def document(records: Sequence[RunRecord]) -> str:
 
 
 def picture(records: Sequence[RunRecord]) -> str:
-    """Two bar charts as SVG: intercepted events and comparisons, by kind, one bar for each run."""
+    """Two bar charts as SVG: events (shadow faults too) and comparisons, by kind, one bar for each run."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - slow, and only for this report
     from matplotlib.figure import Figure  # noqa: PLC0415
 

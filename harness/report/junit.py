@@ -62,7 +62,7 @@ def _properties(record: RunRecord) -> dict[str, str]:
         "seed": str(record.seed),
         "verdict": record.verdict,
         "expected": record.expected,
-        "events": str(sum(record.events.values())),
+        "events": str(record.intercepted),
         "checks": str(sum(record.checks.values())),
         "mismatches": str(record.mismatches),
         "audit_failures": str(record.audit_failures),

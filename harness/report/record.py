@@ -20,6 +20,8 @@ class RunRecord:
     verdict: pass (TAP plan complete, nothing failed), fail (a check, an audit, a TAP line or the interception),
     crash (triple fault), timeout (deadline), error (the machine could not be run or was lost), skip.
     expected: the catalogue's verdict. reason: one line that says why the verdict is what it is.
+    events: by kind; `page_fault` are the faults on the shadow that the engine handled, in observe mode those of the
+    checker's accesses, all others are what the guest did.
     exceptions: named differences that were allowed, with counts. stats: the engine's counters.
     tap: (ok, text) lines. log_dir: where console and QEMU output were kept, if anywhere.
     repro: commands to paste. recent_events: the last events before the end, as text.
@@ -50,6 +52,11 @@ class RunRecord:
     repro: list[str] = field(default_factory=list)
     recent_events: list[str] = field(default_factory=list)
     log_dir: str = ""
+
+    @property
+    def intercepted(self) -> int:
+        """Events that the interception took from the guest: all kinds but `page_fault`."""
+        return sum(count for kind, count in self.events.items() if kind != "page_fault")
 
     @property
     def as_expected(self) -> bool:

@@ -23,12 +23,16 @@ class ExitStatus(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over all runs. seconds: summed over runs, so more than the wall time when runs overlap."""
+    """Sums over all runs. events: `RunRecord.intercepted`. faults: on the shadow, handled by the engine.
+
+    seconds: summed over runs, so more than the wall time when runs overlap.
+    """
 
     runs: int
     unexpected: int
     verdicts: Counter[str]
     events: int
+    faults: int
     checks: Counter[str]
     mismatches: int
     audit_failures: int
@@ -44,7 +48,8 @@ class Totals:
             runs=len(records),
             unexpected=sum(not record.as_expected for record in records),
             verdicts=Counter(record.verdict for record in records),
-            events=sum(sum(record.events.values()) for record in records),
+            events=sum(record.intercepted for record in records),
+            faults=sum(record.events["page_fault"] for record in records),
             checks=checks,
             mismatches=sum(record.mismatches for record in records),
             audit_failures=sum(record.audit_failures for record in records),

@@ -62,7 +62,7 @@ def row(record: RunRecord) -> Text:
             record.paging,
             verdict,
             str(record.checkpoints),
-            f"{sum(record.events.values()):,}",
+            f"{record.intercepted:,}",
             f"{sum(record.checks.values()):,}",
             f"{wrong:,}",
             f"{record.seconds:.2f}",
@@ -89,16 +89,22 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def summary(records: Sequence[RunRecord], wall_seconds: float) -> str:
-    """The totals, two lines: what ran, and what the checks found."""
+    """The totals, three lines: what ran, what was done, and what the checks found."""
     totals = Totals.of(records)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(totals.verdicts.items()))
     as_expected = totals.runs - totals.unexpected
-    first = f"{totals.runs} runs ({verdicts or 'none'}), {as_expected} as expected, in {duration(wall_seconds)}"
+    ran = f"{_counted(totals.runs, 'run')} ({verdicts or 'none'})"
+    first = f"{ran}, {as_expected} as expected, in {duration(wall_seconds)}"
     return (
-        f"{first}\n{totals.events:,} events; {totals.checks['probe']:,} probe checks, "
-        f"{sum(totals.checks.values()):,} checks in all; {totals.mismatches:,} mismatches, "
-        f"{totals.audit_failures:,} audit failures, {totals.interception_misses:,} interception misses"
+        f"{first}\n{_counted(totals.events, 'event')} intercepted, {_counted(totals.faults, 'shadow fault')} handled; "
+        f"{_counted(totals.checks['probe'], 'probe check')}, {_counted(sum(totals.checks.values()), 'check')} in all\n"
+        f"{_counted(totals.mismatches, 'mismatch', 'mismatches')}, {_counted(totals.audit_failures, 'audit failure')}, "
+        f"{_counted(totals.interception_misses, 'interception miss', 'interception misses')}"
     )
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def allowed(records: Sequence[RunRecord]) -> str:

@@ -11,6 +11,7 @@ from harness.report.record import RunRecord
 def passed(guest: str = "basic", paging: str = "long4", **fields: Any) -> RunRecord:
     record = RunRecord(guest, paging, verdict="pass", seconds=1.5, seed=7, checkpoints=3)
     record.events["cr3_load"] = 1200
+    record.events["page_fault"] = 9
     record.checks["probe"] = 34_567
     for name, value in fields.items():
         setattr(record, name, value)

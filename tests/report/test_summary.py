@@ -35,5 +35,6 @@ def test_totals_are_sums_over_the_runs() -> None:
     assert (totals.runs, totals.unexpected) == (3, 1)
     assert totals.checks["probe"] == 3 * 34_567
     assert totals.events == 3 * 1200
+    assert totals.faults == 3 * 9
     assert (totals.mismatches, totals.audit_failures, totals.interception_misses) == (1, 1, 1)
     assert totals.verdicts == {"pass": 1, "fail": 1, "crash": 1}
