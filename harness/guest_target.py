@@ -65,8 +65,8 @@ class GuestTarget:
     def plant(self, writes: list[tuple[int, bytes]]) -> None:
         self._machine.gdb.write_physical(writes)
 
-    def gva2gpa(self, va: int) -> int | None:
-        return self._machine.monitor.gva2gpa([va])[0]
+    def gva2gpa(self, addresses: list[int]) -> list[int | None]:
+        return self._machine.monitor.gva2gpa(addresses)
 
     def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
         return self._machine.gdb.read_memory(addresses, count)

@@ -76,22 +76,29 @@ class SecondOpinion:
         absent = np.flatnonzero((shadow.codes >= 0) & (shadow.codes & PF_P == 0))
         some = _sample(translated, (self.addresses + 1) // 2, rng)
         others = _sample(absent, self.addresses - len(some), rng)
-        found = []
-        for at in (*some, *others):
-            checks["gva2gpa"] += 1
-            found += self._address(at, int(va[at]), shadow)
+        found = self._addresses([*some, *others], va, shadow, checks)
         readable = translated[self.layout.ram(shadow.frames[translated])]
         return found + self._memory(_sample(readable, self.reads, rng), va, shadow, checks)
 
-    def _address(self, at: int, va: int, shadow: Answers) -> list[Opinion]:
-        seen = self.target.gva2gpa(va)
-        if shadow.codes[at] != FRAME:
-            return [] if seen is None else [Opinion("gva2gpa", "mapping", at, f"at {seen:#x}")]
-        if seen is None:
-            return [Opinion("gva2gpa", "mapping", at, "not mapped")]
-        if seen >> PAGE_SHIFT == shadow.frames[at]:
-            return []
-        return [Opinion("gva2gpa", "frame", at, f"frame {seen >> PAGE_SHIFT:#x}")]
+    def _addresses(self, sample: list[int], va: Words, shadow: Answers, checks: dict[str, int]) -> list[Opinion]:
+        checks["gva2gpa"] += len(sample)
+        seen = self.target.gva2gpa([int(va[at]) for at in sample])
+        return [
+            opinion
+            for at, gpa in zip(sample, seen, strict=True)
+            if (opinion := self._address(at, gpa, int(shadow.codes[at]), int(shadow.frames[at])))
+        ]
+
+    @staticmethod
+    def _address(at: int, gpa: int | None, code: int, frame: int) -> Opinion | None:
+        """What the debug walk's answer `gpa` (None: not mapped) says against the shadow's, if anything."""
+        if code != FRAME:
+            return None if gpa is None else Opinion("gva2gpa", "mapping", at, f"at {gpa:#x}")
+        if gpa is None:
+            return Opinion("gva2gpa", "mapping", at, "not mapped")
+        if gpa >> PAGE_SHIFT == frame:
+            return None
+        return Opinion("gva2gpa", "frame", at, f"frame {gpa >> PAGE_SHIFT:#x}")
 
     def _memory(self, sample: list[int], va: Words, shadow: Answers, checks: dict[str, int]) -> list[Opinion]:
         """16 aligned bytes behind each address, read by the debug walk, against the predicted frame in RAM."""

@@ -48,8 +48,8 @@ class CheckTarget(Protocol):
     def plant(self, writes: list[tuple[int, bytes]]) -> None:
         """Writes (guest-physical address, bytes) so that QEMU drops translated code of those bytes."""
 
-    def gva2gpa(self, va: int) -> int | None:
-        """QEMU's debug walk over QMP: the physical address, None when unmapped."""
+    def gva2gpa(self, addresses: list[int]) -> list[int | None]:
+        """QEMU's debug walk over QMP: the physical address of each, None when unmapped."""
 
     def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
         """`count` bytes behind each virtual address by the gdbstub's `m`; None where it answers an error."""

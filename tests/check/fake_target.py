@@ -74,7 +74,10 @@ class FakeTarget:
             self.plants.append((address, data))
             self._ram[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
-    def gva2gpa(self, va: int) -> int | None:
+    def gva2gpa(self, addresses: list[int]) -> list[int | None]:
+        return [self._walk(va) for va in addresses]
+
+    def _walk(self, va: int) -> int | None:
         """The debug walk: no rights and no A bits; a supervisor load on a machine that forgets."""
         spare = ModelMmu(self._ram, self.mmu.control)
         spare.sets_accessed = spare.sets_dirty = False
@@ -86,14 +89,14 @@ class FakeTarget:
         return None
 
     def read_virtual(self, addresses: list[int], count: int) -> list[bytes | None]:
-        gpas = map(self.gva2gpa, addresses)
+        gpas = map(self._walk, addresses)
         return [None if gpa is None else self._ram[gpa : gpa + count].tobytes() for gpa in gpas]
 
     def info_tlb(self) -> str:
         """All pages that were ever probed and are mapped, as the monitor prints them."""
         lines = []
         for page in sorted(self.probed):
-            gpa = self.gva2gpa(page << 12)
+            gpa = self._walk(page << 12)
             if gpa is not None:
                 lines.append(f"{page << 12:016x}: {gpa - self.gva2gpa_lies:016x} ----A--UW")
         return "\n".join(lines)
