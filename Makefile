@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 XI := $(BIN)/xi-harness
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-guest unit lint guests bench clean
+.PHONY: help setup run test test-guest unit lint guests bench mutations clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -34,6 +34,9 @@ test: ## lint, unit and test-guest
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
 	@$(MAKE) --no-print-directory test-guest
+
+mutations: guests ## break the engine and the interception in named ways: what catches each?
+	@$(BIN)/python -m tests.mutations
 
 bench: guests ## measure the harness itself
 	@$(XI) bench $(ARGS)

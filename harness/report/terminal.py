@@ -51,7 +51,8 @@ def heading() -> Text:
 
 
 def row(record: RunRecord) -> Text:
-    """One finished run on one line; a reason follows when the run did not simply pass."""
+    """One finished run on one line. What else there is to say of a run that ended as expected (a kernel's time limit,
+    a crash) follows; of the others the failure block tells."""
     verdict = record.verdict
     if record.verdict not in (record.expected, "skip"):
         verdict = f"{record.verdict} (not {record.expected})"
@@ -68,6 +69,8 @@ def row(record: RunRecord) -> Text:
             f"{record.seconds:.2f}",
         ]
     )
+    if record.as_expected and record.reason:
+        line += f"  {one_line(record.reason)}"
     text = Text(line, no_wrap=True, overflow="ellipsis")
     start = sum(width + 2 for _, width, _ in COLUMNS[:2])
     text.stylize(verdict_style(record), start, start + COLUMNS[2][1])

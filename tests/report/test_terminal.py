@@ -32,6 +32,11 @@ def test_a_wrong_verdict_names_the_expected_one() -> None:
     assert "pass (not crash)" in row(passed(expected="crash")).plain
 
 
+def test_a_pass_that_needs_explaining_is_explained() -> None:
+    assert row(passed(reason="time limit of 15 s reached")).plain.endswith("  time limit of 15 s reached")
+    assert "1 mismatch" not in row(failed()).plain, "the failure block says it"
+
+
 def test_the_totals_come_last() -> None:
     console, stream = _console()
     print_report(console, [passed(), failed()], 3.0)
