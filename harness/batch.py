@@ -15,7 +15,7 @@ from harness.report.record import RunRecord
 from harness.worker import SINGLE_THREADED, Done, Worker
 
 if TYPE_CHECKING:
-    from harness.session import Progress
+    from harness.options import Progress
 
 # A run keeps its own time limit; these say when the parent stops believing that it does.
 GRACE_FACTOR: Final = 3.0

@@ -23,8 +23,10 @@ from harness.machine.image import load_image
 from harness.machine.mailbox import Command
 from harness.machine.qemu import Machine, MachineSpec, bare_command, scratch_directory
 from harness.machine.ram import RamMap
+from harness.options import RunOptions
 from harness.placement import place
-from harness.session import RunOptions, Session, machine_spec, run_guest
+from harness.runs import run_guest
+from harness.session import Session, machine_spec
 from harness.verdict import STATUS_PASS
 
 Figures = dict[str, float]

@@ -87,8 +87,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print QEMU's command lines; run nothing.")] = False,
 ) -> None:
     """Run guests and check them; without a GUEST, the tour of all of them."""
+    from harness.options import RunOptions  # noqa: PLC0415
     from harness.plan import plan  # noqa: PLC0415 - numpy and QMP, which `--help` can do without
-    from harness.session import RunOptions  # noqa: PLC0415
 
     if time_limit is not None and not (math.isfinite(time_limit) and time_limit > 0):
         raise typer.BadParameter("a positive number of seconds", param_hint="--time-limit")
@@ -180,7 +180,7 @@ def _run_batch(todo: Sequence[jobs.Job], count: int, outputs: dict[str, Writer],
 
 
 def _print_commands(todo: Sequence[jobs.Job]) -> None:
-    from harness.session import command_line  # noqa: PLC0415 - numpy and QMP
+    from harness.runs import command_line  # noqa: PLC0415 - numpy and QMP
 
     for job in todo:
         typer.echo(shlex.join(command_line(job.guest, job.paging, job.options)))

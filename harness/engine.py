@@ -181,6 +181,9 @@ class ShadowEngine(Protocol):
         """Self-check: gfns of in-sync guest tables that differ from their snapshot beyond A and D bits, each
         of them changed by a store that no event announced. They are marked out of sync (repaired)."""
 
+    def idle(self) -> None:
+        """The guest runs and nobody waits for the engine: a moment for work off the critical path. Must be short."""
+
     def resync_all(self) -> None:
         """Bring every table reachable from the current root in sync."""
 

@@ -10,7 +10,7 @@ from harness.report.record import RunRecord
 
 if TYPE_CHECKING:
     from harness.catalogue import Guest
-    from harness.session import Progress, RunOptions
+    from harness.options import Progress, RunOptions
 
 LIMIT_DEFAULT: Final = 60.0  # seconds, for a kernel that no catalogue entry gives a limit
 
@@ -61,10 +61,10 @@ Runner = Callable[[Job, "Callable[[Progress], None]"], RunRecord]
 
 def run_job(job: Job, progress: Callable[[Progress], None]) -> RunRecord:
     """Runs one job in this process. Raises MachineUnavailable when there is no QEMU to run it."""
-    from harness import session  # noqa: PLC0415 - brings in numpy and QMP; only workers need them
+    from harness import runs  # noqa: PLC0415 - brings in numpy and QMP; only workers need them
 
     if job.guest is not None:
-        return session.run_guest(job.guest, job.paging, job.options, progress)
+        return runs.run_guest(job.guest, job.paging, job.options, progress)
     if job.options.kernel is None:
         raise ValueError("a job needs a guest or a kernel")
-    return session.run_kernel(job.options.kernel, job.options, progress)
+    return runs.run_kernel(job.options.kernel, job.options, progress)

@@ -28,8 +28,9 @@ import pytest
 
 if TYPE_CHECKING:
     from harness.catalogue import Guest
+    from harness.options import RunOptions
     from harness.report.record import RunRecord
-    from harness.session import RunOptions, Session
+from harness.session import Session
 
 MODES: Final = ("observe",)  # how a guest is run; `xi_mode` names one
 LOGS: Final = "build/xi-logs"
@@ -118,7 +119,7 @@ def xi_run(request: pytest.FixtureRequest, xi_paging_mode: str) -> Callable[...,
 
     def run(**overrides: Any) -> RunRecord:
         from harness.machine.errors import MachineError, MachineUnavailable  # noqa: PLC0415
-        from harness.session import run_guest  # noqa: PLC0415
+        from harness.runs import run_guest  # noqa: PLC0415
 
         try:
             record = run_guest(_guest(node, xi_paging_mode), xi_paging_mode, replace(_options(node), **overrides))
@@ -237,7 +238,7 @@ def _guest(node: pytest.Item, paging: str | None) -> Guest:
 
 def _options(node: pytest.Item) -> RunOptions:
     """The run's options: the command line's, then `xi_options` marks, the closest last. Empties the log folder."""
-    from harness.session import RunOptions  # noqa: PLC0415 - see the module's docstring
+    from harness.options import RunOptions  # noqa: PLC0415 - see the module's docstring
 
     config = node.config
     options = RunOptions(seed=config.getoption("--xi-seed"), engine=config.getoption("--xi-engine"))

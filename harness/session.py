@@ -6,9 +6,7 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import entry_points
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -19,14 +17,15 @@ from harness.check.guest_walks import ram_reader
 from harness.check.memory import OverlayMemory
 from harness.check.target import CheckReport, Stop
 from harness.engine import AuditFailure, EngineConfig, ShadowEngine
+from harness.engines import engine_class
 from harness.guest_target import GuestTarget
 from harness.intercept.observe import Observer, Outcome, control_state
-from harness.machine import qemu
 from harness.machine.deadline import Deadline
-from harness.machine.errors import BadImage, MachineError, MachineUnavailable
+from harness.machine.errors import BadImage, MachineError
 from harness.machine.image import WRITABLE, Image, load_image
 from harness.machine.mailbox import MAGIC, Checkpoint
 from harness.machine.qemu import Machine, MachineSpec
+from harness.options import Progress, RunOptions, Watcher
 from harness.placement import identity_p2m, place
 from harness.report.record import RunRecord
 from harness.verdict import judge_checks, judge_end
@@ -36,61 +35,13 @@ from harness.x86.control import ControlState
 from harness.x86.walk import Path as WalkPath
 from harness.x86.walk import tracer
 
-ENGINE_GROUP: Final = "xi_harness.engines"
 KEPT_FAILURES: Final = 8  # mismatches kept in full in a record
 POOL_PERCENT: Final = 5  # of the domain's memory: XI's reserve
 POOL_BASE: Final = 0xC0000  # 3 GiB: beyond every RAM, and a root in PAE format must lie below 4 GiB
 POOL_LEAST: Final = 96 * 4  # frames: eager filling shadows whole trees, so a tiny guest needs more than 5 %
 AUDIT_AFTER: Final = 4  # every so many checkpoints the engine is audited after the check as well as before it
-PROBE_BUDGET: Final = 800  # probes a checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What a user can choose for a run. None: the catalogue's, or the project's, default.
-
-    time_limit in seconds of wall time; probe_budget in probes a checkpoint; kernel, append, initrd: a foreign
-    kernel instead of a guest of the catalogue.
-    """
-
-    seed: int = 1
-    engine: str = "xi"
-    time_limit: float | None = None
-    log_dir: Path | None = None
-    probe_budget: int = PROBE_BUDGET
-    kernel: Path | None = None
-    append: str | None = None
-    initrd: Path | None = None
-    memory_mib: int | None = None
-    cpu: str | None = None
-    paging: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is, for who watches."""
-
-    guest: str
-    paging: str
-    phase: str
-    checkpoint: str
-    checks: int
-    events: int
-    mismatches: int
-    seconds: float
-
-
-Watcher = Callable[[Progress], None]
-
-
-@cache
-def engine_class(name: str) -> Callable[[EngineConfig, Any], ShadowEngine]:
-    """The engine that the entry point `name` gives. Raises ValueError that lists the installed ones."""
-    points = {point.name: point for point in entry_points(group=ENGINE_GROUP)}
-    if name not in points:
-        raise ValueError(f"unknown engine {name!r} (installed: {', '.join(sorted(points)) or 'none'})")
-    loaded: Callable[[EngineConfig, Any], ShadowEngine] = points[name].load()
-    return loaded
+CHECK_EVENTS: Final = 500  # a guest without checkpoints is checked every so many events
+CHECK_SECONDS: Final = 2.0  # or this long after the last time, whichever comes first
 
 
 def machine_spec(guest: Guest, paging: str, options: RunOptions) -> MachineSpec:
@@ -100,15 +51,6 @@ def machine_spec(guest: Guest, paging: str, options: RunOptions) -> MachineSpec:
         ram_mib=options.memory_mib or guest.memory_for(paging),
         bios=FIRMWARE,
     )
-
-
-def command_line(guest: Guest | None, paging: str, options: RunOptions) -> list[str]:
-    """QEMU's command line for a run, as `--dry-run` prints it. Raises MachineUnavailable without a QEMU."""
-    from harness.kernel_run import kernel_spec  # noqa: PLC0415 - it builds upon this module
-
-    spec = machine_spec(guest, paging, options) if guest is not None else kernel_spec(options)
-    binary, _ = qemu.find_qemu()
-    return qemu.command_line(spec, Path("SCRATCH"), binary)
 
 
 class Session:
@@ -142,20 +84,15 @@ class Session:
         self._tracer: tuple[ControlState, Callable[[int], WalkPath]] | None = None
         self.stop: Stop | None = None
         self.ended = False
+        self._booted = False
         self.record = RunRecord(
             guest.name,
             paging,
             engine=self.options.engine,
             expected=guest.expected_for(paging),
             seed=self.options.seed,
-            repro=[self._repro()],
+            repro=[self.options.command(guest.name, paging)],
         )
-
-    def _repro(self) -> str:
-        words = ["xi-harness", "run", self.guest.name, "--paging", self.paging, "--seed", str(self.options.seed)]
-        if self.options.engine != "xi":
-            words += ["--engine", self.options.engine]
-        return shlex.join(words)
 
     # ---- life
 
@@ -199,6 +136,7 @@ class Session:
         if box is not None:
             self.observer.stop_at(symbols["xi_stop"])
         self.record.timings["boot"] = time.monotonic() - self._began
+        self._booted = True
 
     def _launch(self) -> Machine:
         if not FIRMWARE.is_file():
@@ -235,17 +173,37 @@ class Session:
     def run_to_checkpoint(self, name: str | None = None) -> Stop | None:
         """Lets the guest run to its next checkpoint (called `name`, if given); None when it ended before that.
 
-        At every checkpoint the interception checks itself and the engine is audited.
+        At every checkpoint the interception checks itself and the engine is audited. A guest without checkpoints of
+        its own is stopped now and then, wherever it is.
         """
+        own = self.target.can_probe
         while not self.ended:
-            ran = self.observer.run(self._deadline)
-            if ran.outcome is Outcome.STOP:
-                self.stop = self._arrive(ran.registers)
+            limit = self._deadline if own else self._deadline.sooner(CHECK_SECONDS)
+            ran = self.observer.run(limit, None if own else CHECK_EVENTS)
+            if ran.outcome is Outcome.EXITED or self._deadline.passed:
+                self._end(ran.outcome, ran.registers)
+            else:
+                self.stop = self._arrive(ran.registers) if own else self._interrupted(ran.registers)
                 if name is None or self.stop.name == name:
                     return self.stop
-            else:
-                self._end(ran.outcome, ran.registers)
         return None
+
+    def _interrupted(self, registers: dict[str, int]) -> Stop:
+        """A stop in the middle of things. The guest may have changes pending that it has not flushed: "stale"."""
+        self.record.checkpoints += 1
+        name = f"event {self.observer.log.total}"
+        self._look(name, registers)
+        return Stop(self.record.checkpoints, name, control_state(registers), True, False)
+
+    def _look(self, where: str, registers: dict[str, int]) -> None:
+        """The interception's self-check, and the engine's audit."""
+        record = self.record
+        began = time.monotonic()
+        record.interception_misses += self.observer.self_check(registers)
+        record.misses = self.observer.misses[:KEPT_FAILURES]
+        self._audit(where)
+        record.timings["audit"] = record.timings.get("audit", 0.0) + time.monotonic() - began
+        self._tell("checking", where)
 
     def _arrive(self, registers: dict[str, int]) -> Stop:
         record, box = self.record, self.target.mailbox
@@ -257,15 +215,9 @@ class Session:
         self.observer.state = replace(self.observer.state, pkru=state.pkru)
         self.engine.set_pkru(state.pkru)
         record.checkpoints += 1
-        began = time.monotonic()
-        record.interception_misses += self.observer.self_check(registers)
-        record.misses = self.observer.misses[:KEPT_FAILURES]
-        self._audit(name)
-        record.timings["audit"] = record.timings.get("audit", 0.0) + time.monotonic() - began
+        self._look(name, registers)
         stale, final = bool(flags & Checkpoint.STALE), bool(flags & Checkpoint.FINAL)
-        stop = Stop(record.checkpoints, name, state, stale, final, self._ambient)
-        self._tell("checking", name)
-        return stop
+        return Stop(record.checkpoints, name, state, stale, final, self._ambient)
 
     def _audit(self, where: str) -> None:
         try:
@@ -317,18 +269,26 @@ class Session:
 
     def _end(self, outcome: Outcome, registers: dict[str, int]) -> None:
         self.ended = True
-        record = self.record
-        if outcome is Outcome.DEADLINE:
-            rip = registers.get("rip", 0)
-            record.verdict = "timeout"
-            record.reason = f"still running after {self._deadline.seconds:g} s, at {rip:#x}"
-            record.tap = self.machine.console.tap()[1]
+        if outcome is not Outcome.EXITED:
+            self._look("the end", registers)
+            self._judge_timeout(registers)
             return
+        self._audit("the end")
         status = self.machine.wait_exit(5.0)
         if status is None:
             self.machine.raise_lost("QEMU closed its gdbstub and goes on running")
         self.machine.console.finish()
-        judge_end(record, self.machine.console, status)
+        self._judge_exit(status)
+        if not sum(self.record.checks.values()):
+            self.record.reason = f"{self.record.reason} (it ended before anything was checked)".strip()
+
+    def _judge_timeout(self, registers: dict[str, int]) -> None:
+        self.record.verdict = "timeout"
+        self.record.reason = f"still running after {self._deadline.seconds:g} s, at {registers.get('rip', 0):#x}"
+        self.record.tap = self.machine.console.tap()[1]
+
+    def _judge_exit(self, status: int | None) -> None:
+        judge_end(self.record, self.machine.console, status)
 
     def finish(self) -> RunRecord:
         """Runs to the end without further checks, and gives the run's record."""
@@ -339,6 +299,8 @@ class Session:
     def conclude(self) -> RunRecord:
         """The record as it stands, with counts and statistics filled in."""
         record = self.record
+        if not self._booted:
+            return record
         for kind, count in self.observer.log.counts.items():
             record.events[kind] = count
         record.stats = dict(self.engine.stats())
@@ -355,7 +317,7 @@ class Session:
     def keep_logs(self) -> None:
         """Writes console, command line and stderr below `options.log_dir`, if there is one."""
         folder = self.options.log_dir
-        if folder is None:
+        if folder is None or not self._booted:
             return
         folder = folder / f"{self.guest.name}.{self.paging}"
         record, machine = self.record, self.machine
@@ -374,46 +336,3 @@ def open_session(guest: Guest | Path, paging: str, options: RunOptions | None = 
     if isinstance(guest, Path):
         guest = Guest(guest.stem, "", (paging,), image=guest)
     return Session(guest, paging, options)
-
-
-def run_guest(
-    guest: Guest, paging: str, options: RunOptions | None = None, progress: Watcher | None = None
-) -> RunRecord:
-    """Boots, observes, checks every checkpoint and judges. What a guest or its QEMU does becomes a verdict.
-
-    Raises only MachineUnavailable (no usable QEMU) and ValueError (unknown engine).
-    """
-    options = options or RunOptions()
-    session: Session | None = None
-    try:
-        session = Session(guest, paging, options, progress)
-        with session:
-            while session.run_to_checkpoint() is not None:
-                session.check()
-            record = session.conclude()
-            session.keep_logs()
-            return record
-    except MachineUnavailable:
-        raise
-    except MachineError as error:
-        return _lost(guest, paging, options, session, error)
-
-
-def _lost(guest: Guest, paging: str, options: RunOptions, session: Session | None, error: MachineError) -> RunRecord:
-    """The record of a run that the machine ended: its own verdict, never confused with a failed check."""
-    record = (
-        session.record if session is not None else RunRecord(guest.name, paging, expected=guest.expected_for(paging))
-    )
-    if session is not None and hasattr(session, "observer"):
-        session.conclude()
-        session.keep_logs()
-    record.seed = options.seed
-    record.verdict, record.reason = "error", str(error)
-    return record
-
-
-def run_kernel(path: Path, options: RunOptions, progress: Watcher | None = None) -> RunRecord:
-    """Runs any kernel that QEMU can load; see `harness.kernel_run`."""
-    from harness.kernel_run import run  # noqa: PLC0415 - it builds upon this module
-
-    return run(path, options, progress)

@@ -19,7 +19,7 @@ from harness.report.error_log import keep_traceback
 from harness.report.record import RunRecord
 
 if TYPE_CHECKING:
-    from harness.session import Progress
+    from harness.options import Progress
 
 PROGRESS_INTERVAL: Final = 0.1  # seconds between two progress messages of one run
 # numpy's libraries would start a thread per core in each worker; on a small machine they only get in the way.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from harness.jobs import Job
 from harness.machine.errors import MachineUnavailable
+from harness.options import Progress
 from harness.report.record import RunRecord
-from harness.session import Progress
 
 Watcher = Callable[[Progress], None]
 

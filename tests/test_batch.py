@@ -12,8 +12,8 @@ import pytest
 from harness.batch import Batch
 from harness.catalogue import Guest
 from harness.jobs import Job, Runner
+from harness.options import Progress, RunOptions
 from harness.report.record import RunRecord
-from harness.session import Progress, RunOptions
 from tests import fake_runs
 
 MODES = ("nopae", "pae", "long4", "long5")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.kernel_run import run
-from harness.session import RunOptions
+from harness.options import RunOptions
+from harness.runs import run_kernel as run
 
 # A multiboot kernel of a few lines: identity map of 4 MiB pages, then edits of one entry with INVLPG, for ever.
 SOURCE = """

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.catalogue import Guest, load_catalogue
+from harness.options import RunOptions
 from harness.plan import plan
-from harness.session import RunOptions
 from harness.tour import tour
 
 OPTIONS = RunOptions()

@@ -13,8 +13,8 @@ import pytest
 
 from harness.catalogue import Guest
 from harness.machine.errors import MachineLost, MachineUnavailable
+from harness.options import RunOptions
 from harness.report.record import RunRecord
-from harness.session import RunOptions
 from tests.report.records import mismatch
 
 pytest_plugins = ["pytester"]
@@ -66,11 +66,11 @@ Suite = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
-    """Runs a test file's text; `opens` and `runs` stand in for the harness.session functions."""
+    """Runs a test file's text; `opens` and `runs` stand in for the functions that the plugin calls."""
 
     def run(text: str, *arguments: str, opens: Any = _open_session, runs: Any = None) -> pytest.RunResult:
         monkeypatch.setattr("harness.session.open_session", opens)
-        monkeypatch.setattr("harness.session.run_guest", runs)
+        monkeypatch.setattr("harness.runs.run_guest", runs)
         pytester.makepyfile(f"import pytest\n{dedent(text)}")
         return pytester.runpytest_inprocess("--strict-markers", "-p", "no:cacheprovider", *arguments)
 

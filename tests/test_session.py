@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.catalogue import Guest, load_catalogue
+from harness.engines import engine_class
 from harness.machine.errors import BadImage
-from harness.session import Progress, RunOptions, Session, engine_class, open_session, run_guest
+from harness.options import Progress, RunOptions
+from harness.runs import run_guest
+from harness.session import Session, open_session
 
 FEW = RunOptions(probe_budget=60)
 

@@ -29,10 +29,9 @@ from harness.check.second_opinion import SecondOpinion
 from harness.check.shadow_answers import shadow_answers, shadow_view
 from harness.check.shadow_walk import describe_shadow
 from harness.check.tags import FrameKinds, TagBoard
-from harness.check.target import CheckReport, CheckTarget, Mismatch, Stop
+from harness.check.target import ORACLES, CheckReport, CheckTarget, Mismatch, Stop
 from harness.check.verdict import DEVICE, FRAME, NO_FRAME, Answers, Frames
 from harness.engine import ShadowEngine
-from harness.report.record import ORACLES
 from harness.x86.access import Access
 from harness.x86.bits import PAGE_SHIFT, PTE_A
 from harness.x86.modes import PAE, PHYS_BITS_DEFAULT

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy.typing as npt
 
 from harness.engine import Bytes
 from harness.x86.access import Access
 from harness.x86.control import ControlState
+
+ORACLES: Final = ("probe", "gva2gpa", "memory", "info_tlb", "ad_bits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ class Observer:
                 pending, self._pending = self._pending, []
                 gdb.resume(pending)
                 self._at_breakpoint = False
+                self.engine.idle()
                 try:
                     reply = gdb.wait_stop(deadline)
                 except DeadlineExceeded:

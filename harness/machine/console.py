@@ -10,7 +10,7 @@ import contextlib
 import re
 import socket
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +18,7 @@ import pexpect
 from pexpect.socket_pexpect import SocketSpawn
 
 from harness.machine.deadline import Deadline
+from harness.machine.sockets import connect
 
 KEEP_BYTES: Final = 2 << 20  # of a flooding guest's output, the first 2 MiB are kept
 _TAP = re.compile(r"^(not ok|ok)\b\s*(\d*)\s*-?\s*(.*)$")
@@ -27,8 +28,8 @@ _PLAN = re.compile(r"^1\.\.(\d+)")
 class Console:
     """Everything that the guest prints on COM1. lines: without line ends. dropped: bytes beyond KEEP_BYTES."""
 
-    def __init__(self, path: Path, deadline: Deadline) -> None:
-        self._socket = self._connect(path, deadline)
+    def __init__(self, path: Path, deadline: Deadline, ended: Callable[[], bool] = lambda: False) -> None:
+        self._socket = connect(path, deadline, ended)
         self._spawn = SocketSpawn(self._socket, timeout=None, maxread=65536, use_poll=True)
         self.lines: list[str] = []
         self.dropped = 0
@@ -37,18 +38,6 @@ class Console:
         self._ended = False
         self._thread = threading.Thread(target=self._pump, name="console", daemon=True)
         self._thread.start()
-
-    @staticmethod
-    def _connect(path: Path, deadline: Deadline) -> socket.socket:
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.connect(str(path))
-                return sock
-            except (FileNotFoundError, ConnectionRefusedError):
-                sock.close()
-                deadline.check(f"console at {path}")
-                time.sleep(0.002)
 
     def _pump(self) -> None:
         spawn = self._spawn

@@ -11,13 +11,10 @@ Protocol: the GDB manual, appendix "GDB Remote Serial Protocol".
 
 from __future__ import annotations
 
-import contextlib
 import re
-import select
 import socket
 import struct
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +22,7 @@ from xml.etree import ElementTree
 
 from harness.machine.deadline import Deadline
 from harness.machine.errors import DeadlineExceeded, MachineError, StubClosed
+from harness.machine.sockets import connect
 
 CONTINUE: Final = b"c"
 STEP: Final = b"s"
@@ -72,12 +70,12 @@ def watch_packet(address: int, length: int, insert: bool = True) -> bytes:
 class GdbStub:
     """One connection to a gdbstub. Not thread-safe: one owner."""
 
-    def __init__(self, path: Path, deadline: Deadline) -> None:
+    def __init__(self, path: Path, deadline: Deadline, ended: Callable[[], bool] = lambda: False) -> None:
         """Connects to the UNIX socket at `path` and reads the target description.
 
         Raises DeadlineExceeded if nothing listens there in time, StubClosed if QEMU goes away.
         """
-        self._socket = self._connect(path, deadline)
+        self._socket = connect(path, deadline, ended)
         self._buffer = bytearray()
         self._running = False
         self.registers = self._read_description(deadline)
@@ -86,18 +84,6 @@ class GdbStub:
         front = front[: [register.name for register in front].index("efer") + 1]
         self._names = [register.name for register in front]
         self._layout = struct.Struct("<" + "".join("Q" if register.size == 8 else "I" for register in front))
-
-    @staticmethod
-    def _connect(path: Path, deadline: Deadline) -> socket.socket:
-        while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                sock.connect(str(path))
-                return sock
-            except (FileNotFoundError, ConnectionRefusedError):
-                sock.close()
-                deadline.check(f"gdbstub at {path}")
-                time.sleep(0.002)
 
     def close(self) -> None:
         self._socket.close()
@@ -256,10 +242,3 @@ class GdbStub:
         for start in range(0, len(packets), PIPELINED):
             chunk = packets[start : start + PIPELINED]
             self.checked(b"Qqemu.PhyMemMode:1", *chunk, b"Qqemu.PhyMemMode:0")
-
-    def drain(self) -> None:
-        """Forgets what is buffered: used when the machine is being thrown away."""
-        with contextlib.suppress(OSError):
-            while select.select([self._socket], [], [], 0)[0] and self._socket.recv(65536):
-                pass
-        self._buffer.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
@@ -155,10 +154,9 @@ class Machine:
             if prepare is not None:
                 prepare(self.ram)
             try:
-                self._wait_for(scratch / "gdb", deadline)
-                self.gdb = GdbStub(scratch / "gdb", deadline)
+                self.gdb = GdbStub(scratch / "gdb", deadline, self._ended)
                 stack.callback(self.gdb.close)
-                self.console = Console(scratch / "console", deadline)
+                self.console = Console(scratch / "console", deadline, self._ended)
                 stack.callback(self.console.close)
                 self._qmp_path = scratch / "qmp"
                 self.monitor = Monitor(self._qmp_path, deadline)
@@ -168,13 +166,8 @@ class Machine:
             shutil.rmtree(scratch, ignore_errors=True)
             self._resources = stack.pop_all()
 
-    def _wait_for(self, path: Path, deadline: Deadline) -> None:
-        while not path.exists():
-            if self.process.poll() is not None:
-                raise MachineError("it ended at once")
-            deadline.check("QEMU's sockets")
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.003)
+    def _ended(self) -> bool:
+        return self.process.poll() is not None
 
     # ---- its end
 

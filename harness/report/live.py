@@ -19,7 +19,7 @@ from harness.report.text import duration, one_line
 if TYPE_CHECKING:
     from harness.batch import Observer
     from harness.jobs import Job
-    from harness.session import Progress
+    from harness.options import Progress
 
 
 class PlainLines:

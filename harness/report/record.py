@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from harness.check.target import Mismatch
+from harness.check.target import ORACLES, Mismatch
 
 SCHEMA: Final = 1
 VERDICTS: Final = ("pass", "fail", "crash", "timeout", "error", "skip")
 EVENTS: Final = ("cr3_load", "table_write", "invlpg", "control", "page_fault")
-ORACLES: Final = ("probe", "gva2gpa", "memory", "info_tlb", "ad_bits")
 
 
 @dataclass(slots=True)

@@ -23,10 +23,6 @@ class Access(IntEnum):
     USER_FETCH = 6
 
     @property
-    def is_load(self) -> bool:
-        return self & 3 == 0
-
-    @property
     def is_store(self) -> bool:
         return self & 3 == 1
 

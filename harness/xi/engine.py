@@ -39,6 +39,8 @@ from harness.xi.roles import FORMAT, UNPAGED, root_role
 # Writes that change one of these reload the PDPTEs of a PAE guest (SDM vol. 3A, 4.4.1).
 _RELOADS_CR0: Final = CR0_CD | CR0_NW | CR0_PG
 _RELOADS_CR4: Final = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
+LOW_WATER: Final = 4  # free SPTIs below which idle moments recycle
+IDLE_ZEROES: Final = 2  # SPTIs zeroed in one idle moment: some 10 us
 _NOT_AD: Final = np.uint64(~AD_PAIR & (1 << 64) - 1)
 
 
@@ -97,6 +99,18 @@ class XiEngine(Remap):
 
     def resync_all(self) -> None:
         self.shadow_resync_all()
+
+    def idle(self) -> None:
+        """Takes an orphan apart when the free list runs low, and zeroes a few free SPTIs ahead of their use."""
+        pool = self.pool_memory
+        if self.orphans and pool.free < LOW_WATER:
+            root = self.root_spti.index if self.root_spti is not None else -1
+            orphan = next(iter(self.orphans))
+            if orphan != root:
+                self.counters.recycled += 1
+                self.destroy(self.sptis[orphan])
+        if pool.unclean:
+            self.idle_zero(IDLE_ZEROES)
 
     def idle_zero(self, count: int) -> int:
         """The idle loop's work: zeroes up to `count` free SPTIs. How many it did."""

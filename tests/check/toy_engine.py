@@ -60,6 +60,9 @@ class ToyEngine:
     def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
         return [self.shadow_fault(va, access) for va, access in zip(addresses, accesses, strict=True)]
 
+    def idle(self) -> None:
+        pass
+
     def set_pkru(self, pkru: int) -> None:
         self.state = replace(self.state, pkru=pkru)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from harness.catalogue import load_catalogue
-from harness.session import RunOptions, Session
+from harness.options import RunOptions
+from harness.session import Session
 from harness.x86.bits import PTE_A, PTE_D, PTE_P
 
 

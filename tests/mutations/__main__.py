@@ -7,10 +7,11 @@ control cried out.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
+from harness.report import json_file
+from harness.report.output_file import check_writable
 from harness.report.terminal import make_console
 from tests.mutations.catalogue import CONTROLS, MUTATIONS
 from tests.mutations.hunt import hunt
@@ -27,6 +28,11 @@ def main() -> int:
     chosen = [one for one in every if not arguments.names or any(name in one.name for name in arguments.names)]
     if not chosen:
         parser.error(f"no mutation is called like that; there are {', '.join(one.name for one in MUTATIONS)}")
+    if arguments.json is not None:
+        try:
+            check_writable(arguments.json)
+        except OSError as error:
+            parser.error(f"--json {arguments.json}: {error.strerror or error}")
     catches: list[Catch] = []
     console = make_console(sys.stdout)
     with console.status("") as status:
@@ -35,7 +41,7 @@ def main() -> int:
             catches.append(hunt(mutation))
     console.print(mutation_table(catches))
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(as_json(catches), indent=1) + "\n", encoding="utf-8")
+        json_file.write(arguments.json, as_json(catches))
     return int(any(catch.missing or (catch.mutation.is_control and catch.evidence) for catch in catches))
 
 

@@ -13,7 +13,8 @@ from harness.check.plan import Planner
 from harness.check.target import Mismatch
 from harness.engine import AuditFailure, EngineConfig, MachineMemory
 from harness.guest_target import GuestTarget
-from harness.session import RunOptions, Session
+from harness.options import RunOptions
+from harness.session import Session
 from harness.xi.engine import XiEngine
 from tests.mutations.mutation import Catch, Mutation
 

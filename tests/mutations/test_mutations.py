@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from harness.check.target import ORACLES
 from harness.machine.errors import MachineUnavailable
-from harness.report.record import ORACLES
 from harness.xi import audit, audit_lists
 from tests.mutations.catalogue import CONTROLS, MUTATIONS
 from tests.mutations.hunt import hunt
