@@ -23,8 +23,8 @@ from harness.engine import Words
 from harness.x86.bits import PAGE_SHIFT, PF_P
 from harness.x86.modes import NOPAE, PAE, PagingMode
 
-PROBES_PER_ADDRESS: Final = 1000  # one `gva2gpa` for so many probes: a call over QMP takes about 1 ms
-PROBES_PER_READ: Final = 100  # one read of memory: a gdbstub packet takes about 50 us
+PROBES_PER_ADDRESS: Final = 4000  # one `gva2gpa` for so many probes: a call over QMP takes about 1 ms
+PROBES_PER_READ: Final = 200  # one read of memory: a gdbstub packet takes about 50 us
 LEAST: Final = 2  # of each, per checkpoint
 MEMORY_BYTES: Final = 16
 LINES_PER_CHECKPOINT: Final = 512
