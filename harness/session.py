@@ -176,7 +176,7 @@ class Session:
         At every checkpoint the interception checks itself and the engine is audited. A guest without checkpoints of
         its own is stopped now and then, wherever it is.
         """
-        own = self.target.can_probe
+        own = self.target.mailbox is not None
         while not self.ended:
             limit = self._deadline if own else self._deadline.sooner(CHECK_SECONDS)
             ran = self.observer.run(limit, None if own else CHECK_EVENTS)
