@@ -80,8 +80,7 @@ class XiEngine(Remap):
         """MOV CR3: the root of `cr3` becomes current, and what it reaches is synchronised."""
         self.counters.cr3_loads += 1
         if cr3 != self.state.cr3 or not self._started:
-            self.state = replace(self.state, cr3=cr3)
-            self._shadow_root = None
+            self._adopt(replace(self.state, cr3=cr3))
             self._started = True
         self.latch_pdptes()
         self._switch_root()

@@ -6,14 +6,14 @@ shadow has to do, and does it. It assumes EFLAGS.AC=0: nothing tells the engine 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
 from harness.engine import GENERAL_PROTECTION, MMIO, RETRY
+from harness.x86 import modes
 from harness.x86.access import ALL_ACCESSES, USER_BIT, Access
 from harness.x86.bits import PF_P, PF_PK, PF_RSVD, PTE_A, PTE_D, PTE_P, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
-from harness.x86.modes import Level
 from harness.xi.decision import PLACE, RIGHTS, Step, Verdict
 from harness.xi.gpt import AD, SW_OVERRIDE, UNBACKED_TABLE_ENTRY, EntryRules, entry_rules
 from harness.xi.pool import Spti
@@ -70,7 +70,9 @@ def _codes(instruction_bit: bool) -> tuple[tuple[int, ...], ...]:
 class Faults(Resynchronisation):
     """The fault path."""
 
-    _walk_rules: tuple[tuple[Level, EntryRules], ...] = ()
+    _walk_rules: tuple[tuple[int, int, int, EntryRules], ...] = ()  # level's number, shift, index mask; its entries
+    _root_gpa: int = 0
+    _is_canonical: Callable[[int], bool] = modes.UNPAGED.is_canonical
     _control_rights: int = 0
     _codes: tuple[tuple[int, ...], ...] = ()
     _keys: bool = False
@@ -79,10 +81,18 @@ class Faults(Resynchronisation):
         """Prepares the walk for the control state; to be called whenever that changes."""
         state = self.state
         variant = variant_of(state)
+        mode = state.mode
         self._walk_rules = tuple(
-            (level, entry_rules(state.mode.name, level.number, variant, self.config.phys_bits))
-            for level in state.mode.levels
+            (
+                level.number,
+                level.shift,
+                level.entries - 1,
+                entry_rules(mode.name, level.number, variant, self.config.phys_bits),
+            )
+            for level in mode.levels
         )
+        self._root_gpa = state.root_gpa
+        self._is_canonical = mode.is_canonical
         self._control_rights = state.wp << _R["wp"] | state.smep << _R["smep"] | state.smap << _R["smap"]
         self._codes = _codes(state.reports_fetch)
         self._keys = state.pke
@@ -90,11 +100,11 @@ class Faults(Resynchronisation):
     def gva_to_gpa(self, va: int) -> Walk:
         """Walks the guest's own tables for the canonical address `va`, touching nothing."""
         steps: list[WalkStep] = []
-        table = self.state.root_gpa
+        table = self._root_gpa
         rw, us, nx = PTE_RW, PTE_US, 0
         memory, to_mfn, frames = self.memory, self.p2m.to_mfn, self.config.frames
-        for level, rules in self._walk_rules:
-            index = level.index(va)
+        for number, shift, mask, rules in self._walk_rules:
+            index = (va >> shift) & mask
             address = _ADDRESS_LATCHED
             if rules.latched:
                 entry = self.pdptes[index]
@@ -109,23 +119,23 @@ class Faults(Resynchronisation):
                 else:
                     address = (mfn << 12) + index * 4
                     entry = memory.read32(address)
-            steps.append(WalkStep(level.number, address, entry))
+            steps.append(WalkStep(number, address, entry))
             if not entry & PTE_P:
-                return Walk(steps, _ABSENT, -1, level.number)
+                return Walk(steps, _ABSENT, -1, number)
             large = rules.may_be_large and entry & PTE_PS
             if entry & (rules.reserved_large if large else rules.reserved):
-                return Walk(steps, _RESERVED, -1, level.number)
+                return Walk(steps, _RESERVED, -1, number)
             if rules.has_rights:
                 rw &= entry
                 us &= entry
                 nx |= entry & rules.nx
-            if large or level.number == 1:
+            if large or number == 1:
                 rights = (_RW if rw else 0) | (_US if us else 0) | (_NX if nx else 0)
                 if large:
-                    gfn = rules.large_frame(entry) + ((va & (level.span - 1)) >> 12)
+                    gfn = rules.large_frame(entry) + ((va & ((1 << shift) - 1)) >> 12)
                 else:
                     gfn = rules.frame(entry)
-                return Walk(steps, rights, gfn, level.number)
+                return Walk(steps, rights, gfn, number)
             table = entry & rules.frame_mask
         raise AssertionError("a paging mode's last level is level 1")
 
@@ -146,7 +156,7 @@ class Faults(Resynchronisation):
         self.counters.faults += 1
         if access & ~7 or access & 3 == 3:
             raise ValueError(f"{access} is no access")
-        if not self.state.mode.is_canonical(va):
+        if not self._is_canonical(va):
             return GENERAL_PROTECTION
         if not self._walk_rules:
             return self._unpaged_fault(va, access)
@@ -155,6 +165,10 @@ class Faults(Resynchronisation):
         if verdict:
             self.counters.faults_injected += 1
             return self._codes[verdict][access]
+        return self._serve(va, access, walk)
+
+    def _serve(self, va: int, access: int, walk: Walk) -> int:
+        """A fault on an access that the guest's tables allow."""
         if self.p2m.backed(walk.gfn) and self.path_is_stale(va, walk):
             # A fault on a missing translation: XI synchronises everything reachable, then looks again.
             self.counters.fault_resyncs += 1
@@ -180,7 +194,7 @@ class Faults(Resynchronisation):
         return out
 
     def _faults_of_page(self, va: int, accesses: Sequence[int]) -> list[int]:
-        if len(accesses) == 1 or not self._walk_rules or not self.state.mode.is_canonical(va):
+        if len(accesses) == 1 or not self._walk_rules or not self._is_canonical(va):
             return [self.shadow_fault(va, access) for access in accesses]
         walk = self.gva_to_gpa(va)
         common = walk.rights | self._control_rights | self._key_rights(walk)
@@ -191,7 +205,8 @@ class Faults(Resynchronisation):
         self.counters.faults_injected += injected
         if injected < len(out):
             allowed = [access for access, code in zip(accesses, out, strict=True) if code == RETRY]
-            result = self.shadow_fault(va, next((access for access in allowed if access & 3 == 1), allowed[0]))
+            self.counters.faults += 1
+            result = self._serve(va, next((access for access in allowed if access & 3 == 1), allowed[0]), walk)
             if result != RETRY:
                 out = [result if code == RETRY else code for code in out]
         return out
@@ -232,7 +247,7 @@ class Faults(Resynchronisation):
     def set_accessed(self, walk: Walk, store: bool) -> Walk:
         """Sets A in every entry of the walk that has one, and D in the last for a store. The walk as it is then."""
         steps = list(walk.steps)
-        for number, (step, (_, rules)) in enumerate(zip(walk.steps, self._walk_rules, strict=False)):
+        for number, (step, (_, _, _, rules)) in enumerate(zip(walk.steps, self._walk_rules, strict=False)):
             wanted = PTE_A if rules.has_ad else 0
             if store and step.level == walk.leaf:
                 wanted |= PTE_D
