@@ -85,3 +85,19 @@ def test_a_kernel_that_never_turns_paging_on_is_a_timeout(tmp_path: Path) -> Non
     record = run(tmp_path / "idle.elf", RunOptions(time_limit=2.0, memory_mib=32))
     assert record.verdict == "timeout"
     assert "paging" in record.reason
+
+
+def test_a_kernel_that_resets_the_machine_is_a_crash(tmp_path: Path) -> None:
+    """However many stops came before it."""
+    loop = "2:  xorl $0x400000, directory + 28"
+    # Until it is observed; in a page without breakpoints, which QEMU would run one instruction at a time.
+    waits = "    mov $0x60000000, %edx\n.align 4096\n4:  dec %edx\n    jnz 4b\n.align 4096\n    mov $300, %ebp\n"
+    ends = "    dec %ebp\n    jnz 2b\n    lidt 5f\n    int $3\n5:  .long 0, 0"
+    source = SOURCE.replace(loop, waits + loop).replace("    jmp 2b", ends).replace("$0x20000", "$0x10")
+    (tmp_path / "reset.S").write_text(source)
+    build = "gcc -m32 -c reset.S -o reset.o && ld -m elf_i386 -Ttext 0x100000 -o reset.elf reset.o"
+    subprocess.run(build, shell=True, cwd=tmp_path, check=True, timeout=60)
+    record = run(tmp_path / "reset.elf", RunOptions(time_limit=120.0, memory_mib=32))
+    assert record.verdict == "crash", record.reason
+    assert record.reason.startswith("the machine was reset")
+    assert record.events["cr3_load"] > 100

@@ -27,6 +27,7 @@ from harness.machine.ram import RamMap
 
 OLDEST_QEMU: Final = (7, 2)
 BINARY_VARIABLE: Final = "XI_QEMU"  # names another qemu-system-x86_64
+POWER_OFF: Final = "qemu_system_shutdown_request reason=6"  # SHUTDOWN_CAUSE_GUEST_SHUTDOWN, QEMU 7.2
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC: Final = ctypes.CDLL(None)  # loaded before any fork: only the call itself is made in the child
 
@@ -90,6 +91,7 @@ def command_line(spec: MachineSpec, scratch: Path, binary: Path, stopped: bool =
     command += ["-nodefaults", "-no-user-config"]  # nothing on the machine but what is named here
     command += ["-display", "none"]
     command += ["-no-reboot"]  # a triple fault ends QEMU instead of looping
+    command += ["-trace", "enable=qemu_system_shutdown_request"]  # stderr tells a power-off
     command += ["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"]  # the guest's way to end
     command += ["-chardev", f"socket,path={scratch / 'console'},server=on,wait=off,id=console"]
     command += ["-serial", "chardev:console"]
@@ -170,6 +172,15 @@ class Machine:
         return self.process.poll() is not None
 
     # ---- its end
+
+    @property
+    def powered_off(self) -> bool:
+        """Whether the guest had powered the machine off, once QEMU has ended: if not, it was reset (or triple-faulted).
+
+        From QEMU's trace of it: the QMP event that would tell is lost when it stands behind the two events that QEMU
+        7.2 sends for each stop of the gdbstub and that nobody has read yet.
+        """
+        return POWER_OFF in self.stderr_text
 
     @property
     def stderr_text(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from harness.machine.deadline import Deadline
 from harness.machine.errors import DeadlineExceeded, MachineError
@@ -22,8 +22,6 @@ class Monitor:
     def __init__(self, path: Path, deadline: Deadline) -> None:
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("xi-harness")
-        self._shutdown = EventListener(names="SHUTDOWN")
-        self._client.register_listener(self._shutdown)
         try:
             self._run(self._connect(path, deadline), deadline.left)
         except (ConnectError, OSError) as error:
@@ -72,15 +70,6 @@ class Monitor:
             raise MachineError(f"QMP gva2gpa: {error}") from error
         matches = (_GPA.search(str(answer)) for answer in answers)
         return [int(match.group(1), 16) if match else None for match in matches]
-
-    def shutdown_reason(self, seconds: float = 1.0) -> str | None:
-        """Why the machine ended, as QEMU's SHUTDOWN event has it: ``guest-shutdown`` (powered off), ``guest-reset``
-        (rebooted, or a triple fault), ``host-...``; None if no such event came."""
-        try:
-            event = self._run(self._shutdown.get(), seconds)
-        except (DeadlineExceeded, QMPError, EOFError, OSError):
-            return None
-        return str(event.get("data", {}).get("reason", "unknown"))
 
     def quit(self) -> None:
         """Asks QEMU to end. EOF before the reply counts as success (QEMU 7.2 may close first)."""
