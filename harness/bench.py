@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from harness.catalogue import FIRMWARE, image_path, load_catalogue
+from harness.catalogue import image_path, load_catalogue
 from harness.machine.deadline import Deadline
 from harness.machine.errors import MachineError, StubClosed
 from harness.machine.gdbstub import STEP, breakpoint_packet, watch_packet
 from harness.machine.image import load_image
 from harness.machine.mailbox import Command
-from harness.machine.qemu import Machine, MachineSpec, bare_command, scratch_directory
+from harness.machine.qemu import Machine, bare_command, scratch_directory
 from harness.machine.ram import RamMap
 from harness.options import RunOptions
 from harness.placement import place
@@ -167,8 +167,9 @@ def observe() -> tuple[Figures, Raw]:
 
 def bare_seconds(name: str, paging: str) -> float:
     """Wall seconds of a bare QEMU with the same guest, from start to its exit: no harness attached."""
-    image = load_image(image_path(load_catalogue()[name], paging))
-    spec = MachineSpec(bios=FIRMWARE)
+    guest = load_catalogue()[name]
+    image = load_image(image_path(guest, paging))
+    spec = machine_spec(guest, paging, RunOptions())
     scratch = scratch_directory()
     try:
         ram = RamMap(scratch / "ram", spec.ram_mib << 20)

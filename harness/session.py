@@ -34,9 +34,9 @@ from harness.x86.bits import PAGE_SIZE
 from harness.x86.control import ControlState
 from harness.x86.walk import Path as WalkPath
 from harness.x86.walk import tracer
+from harness.xi.pool import pool_frames_for
 
 KEPT_FAILURES: Final = 8  # mismatches kept in full in a record
-POOL_PERCENT: Final = 5  # of the domain's memory: XI's reserve
 POOL_BASE: Final = 0xC0000  # 3 GiB: beyond every RAM, and a root in PAE format must lie below 4 GiB
 POOL_LEAST: Final = 96 * 4  # frames: eager filling shadows whole trees, so a tiny guest needs more than 5 %
 AUDIT_AFTER: Final = 4  # every so many checkpoints the engine is audited after the check as well as before it
@@ -107,7 +107,7 @@ class Session:
         self._read = ram_reader(ram.bytes)
         config = EngineConfig(
             frames=frames,
-            pool_frames=max(POOL_LEAST, frames * POOL_PERCENT // 100 // 4 * 4),
+            pool_frames=max(POOL_LEAST, pool_frames_for(frames)),
             pool_base_mfn=POOL_BASE,
             p2m=identity_p2m(frames),
         )

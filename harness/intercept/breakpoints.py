@@ -55,9 +55,9 @@ class CodeScanner:
         kinds = {instruction.kind for width in (64, 32) if (instruction := decode(code, width)) is not None}
         return bool(kinds if self._msr_writes else kinds - {"wrmsr"})
 
-    def forget(self, gfns: Iterable[int] | None = None) -> list[int]:
-        """Scans again: frames (all that were scanned when None) whose code may have changed. Gives those gfns."""
-        again = np.flatnonzero(self._scanned).tolist() if gfns is None else list(gfns)
+    def forget(self) -> npt.NDArray[np.int64]:
+        """Everything counts as not scanned, for code may have changed. Gives the gfns that had been."""
+        again = np.flatnonzero(self._scanned)
         self._scanned[again] = False
         return again
 

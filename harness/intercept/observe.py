@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.engine import ShadowEngine
 from harness.intercept.breakpoints import CodeScanner
@@ -119,7 +120,12 @@ class Observer:
                 self._late_aliases(gained)
         executable = engine.executable_changes()
         if len(executable):
-            self._pending += self.code.executable(executable, lambda gfn: engine.addresses_of(gfn, executable=True))
+            self._scan_code(executable)
+
+    def _scan_code(self, gfns: npt.NDArray[np.int64]) -> None:
+        """Queues breakpoints for the instructions in `gfns` that change translations."""
+        engine = self.engine
+        self._pending += self.code.executable(gfns, lambda gfn: engine.addresses_of(gfn, executable=True))
 
     def _gained(self, gfn: int, addresses: frozenset[int]) -> bool:
         """Whether `gfn`, a table that was in sync all along, has become writable at one more address."""
@@ -218,8 +224,7 @@ class Observer:
         registers = gdb.parse_registers(reply)
         rip = registers["rip"]
         stop_here = rip in self._stops
-        if not self._msr_writes and registers["efer"] != self.state.efer:
-            self._efer_changed(registers)
+        self._notice_efer(registers)
         instruction, width = (None, 64) if stop_here else self._decode(registers)
         if instruction is not None and instruction.kind == "cr3":
             # The engine works while QEMU steps: the tables do not change in a MOV CR3.
@@ -288,8 +293,10 @@ class Observer:
         self.engine.control(self.state)
         self._refresh()
 
-    def _efer_changed(self, registers: Mapping[str, int]) -> None:
-        """EFER was written since the last stop, by a WRMSR that had no breakpoint."""
+    def _notice_efer(self, registers: Mapping[str, int]) -> None:
+        """Takes over an EFER written since the last stop by a WRMSR that had no breakpoint, where none has."""
+        if self._msr_writes or registers["efer"] == self.state.efer:
+            return
         self.state = replace(self.state, efer=registers["efer"])
         self.log.add("control", registers["rip"], registers["efer"], "EFER, seen at the next stop")
         self.engine.control(self.state)
@@ -303,8 +310,7 @@ class Observer:
         Returns how many unannounced changes there were; each is put into `misses` and repaired.
         """
         found = 0
-        if not self._msr_writes and registers["efer"] != self.state.efer:
-            self._efer_changed(registers)
+        self._notice_efer(registers)
         actual = control_state(registers, self.state.pkru)
         if actual != self.state:
             found += 1
@@ -323,17 +329,13 @@ class Observer:
                     self.misses.append(_UNSEEN.format(gfn))
                 else:  # an alias that a table out of sync has made since: see _late_aliases
                     self.late_alias_tables += 1
+        if found:
+            self.engine.resync_all()
+        if found or changed:
             self._refresh()
         if found:
             # Code that was not there at the scan is the usual reason: look again.
-            again = self.code.forget()
-            self.engine.resync_all()
-            self._refresh()
-            if again:
-                self._pending += self.code.executable(
-                    np.array(again, dtype=np.int64),
-                    lambda gfn: self.engine.addresses_of(gfn, executable=True),
-                )
+            self._scan_code(self.code.forget())
         return found
 
     # ---- quiet phases

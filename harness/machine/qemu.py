@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -78,8 +78,8 @@ class MachineSpec:
     extra: tuple[str, ...] = field(default=())
 
 
-def command_line(spec: MachineSpec, scratch: Path, binary: Path, stopped: bool = True) -> list[str]:
-    """QEMU's command line for `spec`, with its sockets and RAM file in `scratch`."""
+def _bare(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
+    """The machine itself: nothing of it speaks to a harness but the RAM file in `scratch`."""
     ram = scratch / "ram"
     command = [str(binary)]
     command += ["-name", "xi-harness"]
@@ -93,14 +93,6 @@ def command_line(spec: MachineSpec, scratch: Path, binary: Path, stopped: bool =
     command += ["-no-reboot"]  # a triple fault ends QEMU instead of looping
     command += ["-trace", "enable=qemu_system_shutdown_request"]  # stderr tells a power-off
     command += ["-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"]  # the guest's way to end
-    command += ["-chardev", f"socket,path={scratch / 'console'},server=on,wait=off,id=console"]
-    command += ["-serial", "chardev:console"]
-    command += ["-chardev", f"socket,path={scratch / 'qmp'},server=on,wait=off,id=qmp"]
-    command += ["-mon", "chardev=qmp,mode=control"]
-    command += ["-chardev", f"socket,path={scratch / 'gdb'},server=on,wait=off,id=gdb"]
-    command += ["-gdb", "chardev:gdb"]
-    if stopped:
-        command += ["-S"]  # the first instruction waits for the interception to be in place
     if spec.bios is not None:
         command += ["-bios", str(spec.bios)]
     if spec.kernel is not None:
@@ -110,6 +102,25 @@ def command_line(spec: MachineSpec, scratch: Path, binary: Path, stopped: bool =
     if spec.append is not None:
         command += ["-append", spec.append]
     return [*command, *spec.extra]
+
+
+def command_line(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
+    """QEMU's command line for `spec`, with its sockets and RAM file in `scratch`."""
+    command = _bare(spec, scratch, binary)
+    command += ["-chardev", f"socket,path={scratch / 'console'},server=on,wait=off,id=console"]
+    command += ["-serial", "chardev:console"]
+    command += ["-chardev", f"socket,path={scratch / 'qmp'},server=on,wait=off,id=qmp"]
+    command += ["-mon", "chardev=qmp,mode=control"]
+    command += ["-chardev", f"socket,path={scratch / 'gdb'},server=on,wait=off,id=gdb"]
+    command += ["-gdb", "chardev:gdb"]
+    command += ["-S"]  # the first instruction waits for the interception to be in place
+    return command
+
+
+def bare_command(spec: MachineSpec, scratch: Path) -> list[str]:
+    """A command line with no harness attached (no gdbstub, no monitor), console to a file: the floor of timings."""
+    binary, _ = find_qemu()
+    return [*_bare(spec, scratch, binary), "-serial", f"file:{scratch / 'console.txt'}"]
 
 
 def scratch_directory() -> Path:
@@ -218,20 +229,3 @@ class Machine:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def bare_command(spec: MachineSpec, scratch: Path, extra: Sequence[str] = ()) -> list[str]:
-    """A command line with no harness attached (no gdbstub, no monitor), console to a file: the floor of timings."""
-    binary, _ = find_qemu()
-    command = command_line(spec, scratch, binary, stopped=False)
-    kept: list[str] = []
-    skip = False
-    for index, argument in enumerate(command):
-        if skip:
-            skip = False
-            continue
-        if argument in ("-chardev", "-serial", "-mon", "-gdb"):
-            skip = index + 1 < len(command)
-            continue
-        kept.append(argument)
-    return [*kept, "-serial", f"file:{scratch / 'console.txt'}", *extra]

@@ -71,13 +71,6 @@ class Monitor:
         matches = (_GPA.search(str(answer)) for answer in answers)
         return [int(match.group(1), 16) if match else None for match in matches]
 
-    def quit(self) -> None:
-        """Asks QEMU to end. EOF before the reply counts as success (QEMU 7.2 may close first)."""
-        try:
-            self.command("quit", seconds=2.0)
-        except MachineError:
-            return
-
     def close(self) -> None:
         try:
             self._run(self._client.disconnect(), 2.0)
