@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 XI := $(BIN)/xi-harness
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-guest unit lint guests bench mutations clean
+.PHONY: help setup run test test-guest twins unit lint guests bench mutations clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -16,8 +16,9 @@ setup: ## install what is missing: QEMU, gcc, gdb from the distribution, a virtu
 guests: setup ## build the firmware and the test guests
 	@$(MAKE) --no-print-directory --silent -C guest-kernels PYTHON=$(abspath $(BIN)/python)
 
-run: guests ## the main job: boot every guest once and check it against the MMU
+run: guests ## the main job: boot every guest once and check it against the MMU, observed and then live
 	@$(XI) run --tour $(ARGS)
+	@$(XI) run --tour --mode live $(ARGS)
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
@@ -27,8 +28,15 @@ lint: setup ## ruff and mypy
 unit: guests ## pytest: the engine, the reports, the plugin, a few whole runs
 	@$(BIN)/pytest -q $(ARGS)
 
-test-guest: guests ## every guest in every paging mode
+test-guest: guests ## every guest in every paging mode, observed and live; in two of them live against native
 	@$(XI) run --all $(ARGS)
+	@$(XI) run --all --mode live $(ARGS)
+	@$(XI) run --all --paging nopae --paging long5 $(HARD) $(ARGS)
+
+# The smallest pool in which every guest gets on, and frames that move, go and come back.
+HARD := --mode both --stress --pool 33
+twins: guests ## every guest in every paging mode, live under stress against native (some three minutes)
+	@$(XI) run --all $(HARD) $(ARGS)
 
 test: ## lint, unit and test-guest
 	@$(MAKE) --no-print-directory lint

@@ -37,19 +37,25 @@ class Observer(Protocol):
 class Batch:
     """Runs `jobs` on `count` workers at a time. `results[i]` is job i's record, None while it has none.
 
+    cores: for each of the workers those that it and its machine are held to; empty where they may use all.
     A worker that dies costs its own run only (verdict error) and is replaced. When one run finds that the
     machine is unavailable (no QEMU), the jobs not yet started get the same verdict without being tried.
     """
 
-    def __init__(self, jobs: Sequence[Job], count: int, runner: Runner = run_job) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], count: int, runner: Runner = run_job, cores: Sequence[frozenset[int]] = ()
+    ) -> None:
         if count < 1:
             raise ValueError("a batch needs at least one worker")
+        if cores and len(cores) != count:
+            raise ValueError(f"{count} workers and {len(cores)} shares of the cores")
         self.jobs = list(jobs)
         self.results: list[RunRecord | None] = [None] * len(self.jobs)
         self._count = min(count, len(self.jobs))
         self._runner = runner
         self._waiting = deque(range(len(self.jobs)))
         self._workers: list[Worker] = []
+        self._shares = deque(cores or [frozenset()] * count)  # those that no worker has
         self._context = multiprocessing.get_context("spawn")
 
     @property
@@ -76,7 +82,7 @@ class Batch:
             if idle:
                 worker = idle.pop()
             else:
-                worker = Worker(self._context, self._runner)
+                worker = Worker(self._context, self._runner, self._shares.popleft())
                 self._workers.append(worker)
             number = self._waiting.popleft()
             job = self.jobs[number]
@@ -116,6 +122,7 @@ class Batch:
         number = worker.job
         worker.stop(STOP_SECONDS)
         self._workers.remove(worker)
+        self._shares.append(worker.cores)
         if number is not None:
             status = worker.process.exitcode
             ended = f"signal {-status}" if status is not None and status < 0 else f"exit status {status}"

@@ -10,30 +10,30 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Final, NoReturn, TextIO
+from typing import Annotated, Final, NoReturn, TextIO
 
 import typer
 from rich.text import Text
 
 from harness import __version__, jobs
 from harness.batch import Batch
+from harness.cli_migrate import migrate
+from harness.cli_outputs import STDOUT, Writer, make_folder, outputs, write_json
+from harness.cores import Shares, share_cores
 from harness.machine.errors import MachineError
-from harness.report import json_file, junit
+from harness.options import LARGEST_POOL, LEAST_POOL, MODES, Mode, RunOptions, parse_policies
+from harness.report import json_file
 from harness.report.error_log import keep_traceback
 from harness.report.live import observer
-from harness.report.output_file import check_writable
-from harness.report.record import RunRecord
 from harness.report.stdout import tolerant_stdout
 from harness.report.summary import ExitStatus, exit_status
 from harness.report.terminal import catalogue_lines, make_console, print_report
 from harness.report.text import one_line, printable
 
 RUNNER: jobs.Runner = jobs.run_job  # what a worker does with a job
-DEFAULT_JOBS: Final = 2
-STDOUT: Final = Path("-")
 
 app = typer.Typer(
     add_completion=False,
@@ -41,8 +41,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Boots tiny x86 guests in QEMU, keeps XI shadow page tables for them, and checks every translation "
-    "against the real MMU. Exit status: 0 every run ended as expected, 1 a check failed, 2 usage, "
-    "3 a machine could not be run or was lost, 130 interrupted.",
+    "against the real MMU, beside the guest (observe mode) or with the guest running on them (live mode). "
+    "Exit status: 0 every run ended as expected, 1 a check failed, 2 usage, 3 a machine could not be run or was lost, "
+    "130 interrupted.",
 )
 
 
@@ -63,8 +64,17 @@ def run(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every guest in every mode it is built for.")] = False,
     as_tour: Annotated[bool, typer.Option("--tour", help="Each guest once (what a bare `run` does).")] = False,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="observe: the guest runs on its own page tables, what it does is intercepted over the gdbstub, and "
+            "shadow tables are kept beside them. live: it runs on the shadow tables, under a small monitor, and they "
+            "are filled as it faults; needs a QEMU that emulates SVM, and two cores a run. both: a native and a live "
+            "run of the same guest, compared."
+        ),
+    ] = Mode.OBSERVE,
     kernel: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Any kernel that QEMU can load, instead of a guest.")
+        Path | None, typer.Option(metavar="PATH", help="Any kernel that QEMU can load, instead of a guest; observe.")
     ] = None,
     append: Annotated[str | None, typer.Option(metavar="S", help="The kernel's command line.")] = None,
     initrd: Annotated[Path | None, typer.Option(metavar="PATH", help="The kernel's initial RAM disk.")] = None,
@@ -74,9 +84,36 @@ def run(
         int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything chosen at random.")
     ] = 1,
     engine: Annotated[str, typer.Option(metavar="NAME", help="The shadow engine to check.")] = "xi",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="How the engine decides something, such as zeroing=critical-path; may be repeated. A wrong one lists "
+            "what the engine knows.",
+        ),
+    ] = None,
+    pool: Annotated[
+        int | None,
+        typer.Option(
+            min=LEAST_POOL,
+            max=LARGEST_POOL,
+            metavar="N",
+            help="Shadow tables that the pool has room for, 16 KiB each; without it 5 % of the guest's RAM. A "
+            "small one makes the engine recycle; below 33 an instruction that touches many pages may never get done. "
+            "Live mode only.",
+        ),
+    ] = None,
+    stress: Annotated[
+        bool,
+        typer.Option(
+            "--stress",
+            help="While the guest runs, by seed: move frames, take frames away, log dirty pages. Live mode only.",
+        ),
+    ] = False,
     time_limit: Annotated[float | None, typer.Option(metavar="S", help="Seconds one machine may run.")] = None,
     workers: Annotated[
-        int | None, typer.Option("--jobs", min=1, max=256, metavar="N", help="Machines at a time.")
+        int | None,
+        typer.Option("--jobs", min=1, max=256, metavar="N", help="Runs at a time (live: two cores each)."),
     ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="F", help="Write a JSON report; - is stdout.")
@@ -86,77 +123,53 @@ def run(
     logs: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep each run's console and QEMU output.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print QEMU's command lines; run nothing.")] = False,
 ) -> None:
-    """Run guests and check them; without a GUEST, the tour of all of them."""
-    from harness.options import RunOptions  # noqa: PLC0415
+    """Run guests and check them; without a GUEST, the tour of all of them.
+
+    \b
+    xi-harness run basic perm --paging pae     two guests in one paging mode
+    xi-harness run --mode live                 the tour, on the shadow tables themselves
+    xi-harness run churn --mode live --stress  with frames moving under the guest
+    xi-harness run churn --mode live --pool 40 --policy zeroing=critical-path
+    xi-harness run --all --mode both --json r.json
+    """
     from harness.plan import plan  # noqa: PLC0415 - numpy and QMP, which `--help` can do without
 
     if time_limit is not None and not (math.isfinite(time_limit) and time_limit > 0):
         raise typer.BadParameter("a positive number of seconds", param_hint="--time-limit")
-    options = RunOptions(
-        seed=seed,
-        engine=engine,
-        time_limit=time_limit,
-        log_dir=logs,
-        kernel=kernel,
-        append=append,
-        initrd=initrd,
-        memory_mib=memory,
-        cpu=cpu,
-    )
     try:
+        options = RunOptions(
+            seed=seed,
+            engine=engine,
+            time_limit=time_limit,
+            log_dir=logs,
+            kernel=kernel,
+            append=append,
+            initrd=initrd,
+            memory_mib=memory,
+            cpu=cpu,
+            mode=mode.value,
+            policies=parse_policies(policy or []),
+            pool_spti=pool,
+            stress=stress,
+        )
         todo = plan(guests or [], paging or [], options, every, as_tour)
     except ValueError as error:
         raise typer.BadParameter(one_line(str(error)), param_hint="run") from error
     if dry_run:
         _print_commands(todo)
         return
-    outputs = _outputs(json_path, junit_path, html_path)
+    files = outputs(json_path, junit_path, html_path)
     if logs is not None:
-        _make_folder(logs)
-    count = workers or min(DEFAULT_JOBS, len(os.sched_getaffinity(0)))
-    raise typer.Exit(_run_batch(todo, count, outputs, sys.stderr if json_path == STDOUT else sys.stdout))
+        make_folder(logs)
+    shares = share_cores(len(todo), options.monitored, workers, os.sched_getaffinity(0))
+    if shares.warning:
+        _complain(shares.warning)
+    raise typer.Exit(_run_batch(todo, shares, files, sys.stderr if json_path == STDOUT else sys.stdout))
 
 
-Writer = Callable[[Sequence[RunRecord], bool], None]
-
-
-def _outputs(json_path: Path | None, junit_path: Path | None, html_path: Path | None) -> dict[str, Writer]:
-    """What writes each report file that was asked for; usage error now if one could not be written later."""
-    for path in (json_path, junit_path, html_path):
-        if path is not None and path != STDOUT:
-            try:
-                check_writable(path)
-            except OSError as error:
-                raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="report file") from error
-    writers: dict[str, Writer] = {}
-    if json_path is not None:
-        writers[str(json_path)] = lambda records, cut: _write_json(json_path, json_file.document(records, cut))
-    if junit_path is not None:
-        writers[str(junit_path)] = lambda records, _: junit.write(junit_path, records)
-    if html_path is not None:
-        from harness.report import html  # noqa: PLC0415 - jinja2 and matplotlib
-
-        writers[str(html_path)] = lambda records, _: html.write(html_path, records)
-    return writers
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    if path == STDOUT:
-        typer.echo(json.dumps(content, indent=1, allow_nan=False))
-    else:
-        json_file.write(path, content)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--logs") from error
-
-
-def _run_batch(todo: Sequence[jobs.Job], count: int, outputs: dict[str, Writer], stream: TextIO) -> int:
+def _run_batch(todo: Sequence[jobs.Job], shares: Shares, files: dict[str, Writer], stream: TextIO) -> int:
     console = make_console(stream)
-    batch = Batch(todo, count, RUNNER)
+    batch = Batch(todo, shares.workers, RUNNER, shares.cores)
     began = time.monotonic()
     stopped = 0
     try:
@@ -170,7 +183,7 @@ def _run_batch(todo: Sequence[jobs.Job], count: int, outputs: dict[str, Writer],
     if stopped:
         console.print(Text(f"interrupted: {len(todo) - len(records)} of {len(todo)} runs were not finished"))
         status = 128 + stopped
-    for name, write in outputs.items():
+    for name, write in files.items():
         try:
             write(records, bool(stopped))
         except OSError as error:
@@ -180,15 +193,16 @@ def _run_batch(todo: Sequence[jobs.Job], count: int, outputs: dict[str, Writer],
 
 
 def _print_commands(todo: Sequence[jobs.Job]) -> None:
-    from harness.runs import command_line  # noqa: PLC0415 - numpy and QMP
+    from harness.runs import command_lines  # noqa: PLC0415 - numpy and QMP
 
     for job in todo:
-        typer.echo(shlex.join(command_line(job.guest, job.paging, job.options)))
+        for command in command_lines(job.guest, job.paging, job.options):
+            typer.echo(shlex.join(command))
 
 
 @app.command("list")
 def list_guests(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """The catalogue: guests, paging modes, and the verdict that each must end with."""
+    """The catalogue: guests, paging modes, and the verdict that each must end with, in whichever --mode it is run."""
     from harness.catalogue import load_catalogue  # noqa: PLC0415 - `--help` need not read the catalogue
     from harness.x86.modes import PAGED_MODES  # noqa: PLC0415
 
@@ -208,7 +222,7 @@ def list_guests(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")
             }
             for guest in guests
         ]
-        typer.echo(json.dumps({"schema": 1, "guests": rows}, indent=1))
+        typer.echo(json.dumps({"schema": 1, "run_modes": MODES, "guests": rows}, indent=1))
         return
     for line in catalogue_lines(guests, [mode.name for mode in PAGED_MODES]):
         typer.echo(line)
@@ -244,7 +258,7 @@ def bench(
             typer.echo(f"{name:24} {text}")
         return
     if json_path is not None and json_path != STDOUT:
-        _outputs(json_path, None, None)
+        outputs(json_path, None, None)
     try:
         result = benches.run_bench(names or None)
     except ValueError as error:
@@ -254,10 +268,13 @@ def bench(
             typer.echo(f"{name:32} {value:>14,.3f}" if isinstance(value, float) else f"{name:32} {value!s:>14}")
     if json_path is not None:
         try:
-            _write_json(json_path, json_file.plain(result))
+            write_json(json_path, json_file.plain(result))
         except OSError as error:
             _complain(f"cannot write {json_path}: {error.strerror or error}")
             raise typer.Exit(ExitStatus.MACHINE) from error
+
+
+app.command()(migrate)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from harness.cores import CORES_PER_LIVE_RUN
 from harness.report.text import one_line
 
 OK: Final = "ok"
@@ -59,7 +61,7 @@ def examine() -> list[Finding]:
     for what it finds."""
     looks: list[Callable[[], Finding]] = [_python, _qemu]
     looks += [lambda program=program: _program(program) for program in PROGRAMS]  # type: ignore[misc]
-    looks += [_compiler_32, _packages, _catalogue, _shared_memory, _cores]
+    looks += [_compiler_32, _packages, _catalogue, _shared_memory, _cores, _svm, _pinning]
     return [look() for look in looks]
 
 
@@ -173,10 +175,70 @@ def _cores() -> Finding:
     return Finding("cores", OK, str(cores))
 
 
-def _output(command: Sequence[str]) -> str:
+def _svm() -> Finding:
+    """Whether this QEMU emulates the SVM extension: the monitor of live mode needs it. Asked of a machine without a
+    board, which never runs."""
+    name = "svm"
+    lost = "live mode cannot be used, observe mode can"
+    try:
+        from harness.machine.errors import MachineUnavailable  # noqa: PLC0415 - see `_qemu`
+        from harness.machine.qemu import find_qemu  # noqa: PLC0415
+
+        path, _ = find_qemu()
+    except (ImportError, MachineUnavailable):
+        return Finding(name, ABSENT, "", f"{lost}: there is no QEMU to emulate it")
+    talk = "".join(json.dumps(command) + "\n" for command in _ASK_FOR_MAX)
+    command = [str(path), "-machine", "none", "-nodefaults", "-display", "none", "-accel", "tcg", "-qmp", "stdio"]
+    properties = _model_properties(_output(command, talk))
+    if properties is None:
+        return Finding(name, ABSENT, "QEMU does not say what its processor has", lost)
+    if not properties.get("svm"):
+        return Finding(name, ABSENT, "QEMU's -cpu max lacks it", f"{lost}: install QEMU 7.2 or newer with TCG")
+    return Finding(name, OK, "emulated by QEMU's -cpu max: live mode can be used")
+
+
+# In QMP. The expansion of type "full" names every property, those that the model leaves alone too.
+_ASK_FOR_MAX: Final = (
+    {"execute": "qmp_capabilities"},
+    {"execute": "query-cpu-model-expansion", "arguments": {"type": "full", "model": {"name": "max"}}},
+    {"execute": "quit"},
+)
+
+
+def _model_properties(answers: str) -> dict[str, Any] | None:
+    """The processor's properties from QMP's answers, a JSON object a line; None when there are none in them."""
+    for line in answers.splitlines():
+        try:
+            properties = json.loads(line)["return"]["model"]["props"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(properties, dict):
+            return properties
+    return None
+
+
+def _pinning() -> Finding:
+    """In live mode Python and QEMU's processor each spin, waiting for the other: each wants a core of its own."""
+    name = "pinning"
+    cores = os.sched_getaffinity(0)
+    if len(cores) < CORES_PER_LIVE_RUN:
+        means = "live mode works, but slowly: the guest and the engine take turns on the one core"
+        return Finding(name, ABSENT, "needs two cores", means)
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as error:
+        means = "live mode works, and is slower when the system puts the guest and the engine on one core"
+        return Finding(name, ABSENT, f"not allowed: {error.strerror}", means)
+    runs = len(cores) // CORES_PER_LIVE_RUN
+    each = "one live run" if runs == 1 else f"{runs} live runs"
+    return Finding(name, OK, f"guest and engine get a core each: room for {each} at a time")
+
+
+def _output(command: Sequence[str], typed: str = "") -> str:
+    """What `command` prints when it is given `typed`; empty when it does not run or does not end."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=20, stdin=subprocess.DEVNULL, check=False
+            command, capture_output=True, text=True, errors="replace", timeout=20, input=typed, check=False
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -24,6 +24,7 @@ Bytes = npt.NDArray[np.uint8]
 RETRY: Final = -1  # the shadow was filled (or was already right): the access can be tried again
 MMIO: Final = -2  # the guest's tables allow it, and lead to a guest frame that no p2m entry backs
 GENERAL_PROTECTION: Final = -3  # the address is not canonical: #GP, no walk
+AWAY: Final = -4  # the walk met a frame that was taken away: ShadowEngine.away_gfn. Give it back, then try again
 
 
 class MachineMemory(Protocol):
@@ -108,7 +109,9 @@ class EngineConfig:
     pool_frames: 4 KiB frames reserved for the shadow (XI: 5 % of the domain, 4 frames a SPTI).
     pool_base_mfn: machine frame number of the pool's first frame; no p2m entry may lie in the pool.
     pool_memory: the pool's own memory, uint8, pool_frames * 4096 bytes (allocated by the engine when None).
-    fill: ``eager`` (observe mode) or ``demand`` (live). options: policies, engine-specific, name to value.
+    fill: ``eager`` (observe mode) or ``demand`` (live mode: the hardware walks the shadow, so an engine need not follow
+    at which addresses frames appear; it may work that out when it is asked). options: policies, engine-specific, name
+    to value.
     """
 
     frames: int
@@ -142,7 +145,7 @@ class ShadowEngine(Protocol):
     def shadow_fault(self, va: int, access: int) -> int:
         """A #PF on the shadow tables for `access` (harness.x86.access.Access value).
 
-        Returns the error code to inject into the guest (>= 0), or RETRY, MMIO or GENERAL_PROTECTION.
+        Returns the error code to inject into the guest (>= 0), or RETRY, MMIO, GENERAL_PROTECTION or AWAY.
         """
 
     def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
@@ -154,6 +157,44 @@ class ShadowEngine(Protocol):
 
     def set_pkru(self, pkru: int) -> None:
         """The guest's PKRU, where it is known."""
+
+    # Frames that move or are taken away, and migration: live mode only.
+    @property
+    def away_gfn(self) -> int:
+        """The gfn because of which the last fault was answered with AWAY; -1 before the first."""
+
+    def needs(self, state: ControlState) -> int:
+        """gfn of the root table of `state` when its frame was taken away, else -1.
+
+        To be asked before `control` and `load_cr3` in a domain whose frames are taken away: the root that is loaded
+        must be there.
+        """
+
+    def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
+        """From now on `gfn` is machine frame `mfn`; -1 takes its frame away until another call gives it one.
+
+        The caller has moved the contents, and flushes the TLB. A frame that never had a machine frame is a hole
+        (MMIO), one that was taken away is AWAY. Raises ValueError, with nothing changed, for an mfn that cannot be
+        given to the guest, and for taking the root in use away.
+        """
+
+    @property
+    def pdptes(self) -> tuple[int, int, int, int]:
+        """The PDPTE registers of a PAE guest, as they were last loaded. In other modes they mean nothing."""
+
+    def restore_pdptes(self, pdptes: tuple[int, int, int, int]) -> None:
+        """The registers of a PAE guest that comes from another machine, after the `control` that told its state:
+        memory may hold others by now, which the guest has not loaded."""
+
+    def dirty_log_start(self) -> None:
+        """Starts a round of dirty logging: from now on the first store to each page faults and is logged."""
+
+    def dirty_log_read(self) -> Bytes:
+        """uint8 of shape (frames,): 1 for each gfn stored to since the round began, by the guest or (A and D bits) by
+        the engine. Starts the next round."""
+
+    def dirty_log_stop(self) -> None:
+        """No more logging."""
 
     # What the hardware, the interception and the checker see.
     @property
@@ -181,8 +222,12 @@ class ShadowEngine(Protocol):
         """Self-check: gfns of in-sync guest tables that differ from their snapshot beyond A and D bits, each
         of them changed by a store that no event announced. They are marked out of sync (repaired)."""
 
-    def idle(self) -> None:
-        """The guest runs and nobody waits for the engine: a moment for work off the critical path. Must be short."""
+    def idle(self) -> bool:
+        """The guest runs and nobody waits for the engine: a moment for work off the critical path.
+
+        One short piece of it (some 10 us at most); next to nothing when there is nothing to do, since it is called in a
+        loop. Whether more is left to do: False until something else has been asked of the engine.
+        """
 
     def resync_all(self) -> None:
         """Bring every table reachable from the current root in sync."""

@@ -33,6 +33,10 @@ class Job:
         return self.options.kernel.name if self.options.kernel else "kernel"
 
     @property
+    def mode(self) -> str:
+        return self.options.mode
+
+    @property
     def expected(self) -> str:
         return self.guest.expected_for(self.paging) if self.guest is not None else "pass"
 
@@ -48,11 +52,13 @@ class Job:
         return RunRecord(
             guest=self.name,
             paging=self.paging,
+            mode=self.mode,
             engine=self.options.engine,
             verdict=verdict,
             expected=self.expected,
             reason=reason,
             seed=self.options.seed,
+            repro=[self.options.command(self.name, self.paging)],
         )
 
 

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 PROBE_BUDGET: Final = 800  # probes a checkpoint
+
+LEAST_POOL: Final = 5  # SPTIs: with fewer XI cannot answer every fault (harness.xi.pool.minimum_sptis)
+LARGEST_POOL: Final = 1 << 16  # SPTIs, 1 GiB: 5 % of 20 GiB
+
+Policies = tuple[tuple[str, str], ...]
+
+
+class Mode(StrEnum):
+    """How a guest is run. BOTH is one run of two legs, native and live, that are compared with each other."""
+
+    OBSERVE = "observe"
+    LIVE = "live"
+    BOTH = "both"
+
+
+MODES: Final = tuple(mode.value for mode in Mode)
+MONITORED: Final = frozenset({Mode.LIVE.value, Mode.BOTH.value})  # those in which a guest runs on the shadow tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +34,9 @@ class RunOptions:
     """What a user can choose for a run. None: the catalogue's, or the project's, default.
 
     time_limit in seconds of wall time; probe_budget in probes a checkpoint; kernel, append, initrd: a foreign
-    kernel instead of a guest of the catalogue.
+    kernel instead of a guest of the catalogue. mode: one of MODES. policies: (name, value) pairs for the engine, or a
+    mapping, which becomes pairs in order of their names. In live mode only: pool_spti, the shadow tables that the pool
+    has room for; stress, frames move and are taken away while the guest runs, as the seed says.
     """
 
     seed: int = 1
@@ -30,6 +50,21 @@ class RunOptions:
     memory_mib: int | None = None
     cpu: str | None = None
     paging: str | None = None
+    mode: str = Mode.OBSERVE.value
+    policies: Policies = ()
+    pool_spti: int | None = None
+    stress: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a mode that there is none of."""
+        if self.mode not in MODES:
+            raise ValueError(f"unknown mode {self.mode!r} (known: {', '.join(MODES)})")
+        object.__setattr__(self, "policies", tuple(sorted(dict(self.policies).items())))
+
+    @property
+    def monitored(self) -> bool:
+        """Whether a guest of this run stands under the monitor: Python and QEMU's processor both spin then."""
+        return self.mode in MONITORED
 
     def command(self, guest: str, paging: str) -> str:
         """The command that runs `guest` in mode `paging` (or the kernel: both are ignored) again, to paste."""
@@ -39,8 +74,11 @@ class RunOptions:
             ("--append", self.append),
             ("--initrd", self.initrd),
             ("--paging", self.paging if self.kernel else paging),
+            ("--mode", None if self.mode == Mode.OBSERVE else self.mode),
             ("--seed", self.seed),
             ("--engine", None if self.engine == "xi" else self.engine),
+            *(("--policy", f"{name}={value}") for name, value in self.policies),
+            ("--pool", self.pool_spti),
             ("--memory", self.memory_mib),
             ("--cpu", self.cpu),
             ("--time-limit", None if self.time_limit is None else f"{self.time_limit:g}"),
@@ -48,7 +86,21 @@ class RunOptions:
         for name, value in chosen:
             if value is not None:
                 words += [name, str(value)]
+        if self.stress:
+            words.append("--stress")
         return shlex.join(words)
+
+
+def parse_policies(words: Sequence[str]) -> Policies:
+    """``NAME=VALUE`` words as (name, value) pairs. Raises ValueError, one line for the user."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--policy {word!r}: it has the form NAME=VALUE, such as zeroing=critical-path")
+        if pairs.setdefault(name, value) != value:
+            raise ValueError(f"--policy {name}: both {pairs[name]} and {value}")
+    return tuple(sorted(pairs.items()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.engines import find_engine
+from harness.engines import check_policies, find_engine
 from harness.jobs import Job
 from harness.tour import tour
 from harness.x86.modes import PAGED_MODES
@@ -27,6 +27,9 @@ def plan(
     nobody knows and for wishes that contradict each other.
     """
     find_engine(options.engine)
+    check_policies(options.engine, options.policies)
+    if options.stress and not options.monitored:
+        raise ValueError("--stress goes with --mode live or both: an observed guest's frames cannot move")
     if options.kernel is not None:
         return [_kernel_job(guests, modes, options, every or as_tour)]
     if options.append is not None or options.initrd is not None:
@@ -74,6 +77,11 @@ def _modes(modes: Sequence[str]) -> Sequence[str]:
 def _kernel_job(guests: Sequence[str], modes: Sequence[str], options: RunOptions, several: bool) -> Job:
     if guests or several:
         raise ValueError("--kernel runs one kernel: no guests, no --all, no --tour")
+    if options.monitored:
+        raise ValueError(
+            f"--kernel goes with --mode observe only: a kernel's boot path does not fit the monitor. --mode "
+            f"{options.mode} is for the catalogue's guests and ELF files of their kind"
+        )
     if len(modes) > 1:
         raise ValueError("--kernel takes at most one --paging")
     _modes(modes)

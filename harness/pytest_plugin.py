@@ -7,6 +7,19 @@
         assert not xi_machine.check().mismatches
         assert xi_machine.finish().verdict == "pass"
 
+A guest is observed, unless the test says otherwise or the command line does (``pytest --xi-mode live``):
+
+    @pytest.mark.xi_guest("churn")
+    @pytest.mark.xi_paging("long4")
+    @pytest.mark.xi_mode("observe", "live")  # one test in each
+    @pytest.mark.xi_options(pool_spti=40, policies={"zeroing": "critical-path"})
+    def test_churn(xi_run):
+        assert xi_run().verdict == "pass"
+
+    @pytest.mark.xi_guest("basic")
+    def test_both(xi_run):
+        assert xi_run(mode="both").verdict == "pass"  # a native and a live run, compared
+
 Loaded by pytest itself through the entry point ``xi_harness``, so it imports next to nothing until a test asks
 for a machine. A machine that cannot be had (no QEMU) skips the test; one that is lost is an error of the test,
 never a failure.
@@ -26,20 +39,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from harness.options import MODES, Mode
+
 if TYPE_CHECKING:
     from harness.catalogue import Guest
     from harness.options import RunOptions
     from harness.report.record import RunRecord
-from harness.session import Session
+    from harness.session import Session
 
-MODES: Final = ("observe",)  # how a guest is run; `xi_mode` names one
 LOGS: Final = "build/xi-logs"
 SECTION: Final = "xi-harness"
 MARKS: Final = (
     'xi_guest(name, *, elf=None): the guest: a name of the catalogue, or elf="FILE" relative to the root directory',
     "xi_paging(*modes): paging modes to run in, one test each; default: the guest's first",
-    'xi_mode(mode): how the guest is run; "observe"',
-    "xi_options(**options): fields of harness.session.RunOptions, e.g. seed, time_limit, engine, memory_mib",
+    f"xi_mode(*modes): how the guest is run, one test each: {', '.join(MODES)}; default: --xi-mode. xi_machine takes "
+    "one machine at a time, so not both",
+    "xi_options(**options): fields of harness.options.RunOptions, e.g. seed, time_limit, engine, memory_mib, policies, "
+    "pool_spti, stress",
 )
 _SLUG_LIMIT: Final = 100
 
@@ -64,6 +80,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--xi-logs", metavar="DIR", help=f"where each test's console and QEMU output go (default: {LOGS})")
     group.addoption("--xi-seed", type=int, default=1, metavar="N", help="seed of everything chosen at random")
     group.addoption("--xi-engine", default="xi", metavar="NAME", help="the shadow engine to check (default: xi)")
+    group.addoption(
+        "--xi-mode",
+        choices=MODES,
+        default=Mode.OBSERVE.value,
+        help="how guests run where a test does not say: observe (on their own tables, beside the shadow), live (on the "
+        "shadow tables, under a monitor), both (a native and a live run, compared; xi_run only) (default: observe)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,13 +95,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "xi_paging_mode" not in metafunc.fixturenames:
-        return
-    mark = metafunc.definition.get_closest_marker("xi_paging")
-    if mark is not None:
+    for fixture, name, least in (("xi_paging_mode", "xi_paging", 1), ("xi_run_mode", "xi_mode", 2)):
+        mark = metafunc.definition.get_closest_marker(name)
+        if fixture not in metafunc.fixturenames or mark is None:
+            continue
         if not mark.args:
-            raise pytest.UsageError(f"{metafunc.definition.nodeid}: xi_paging names no mode")
-        metafunc.parametrize("xi_paging_mode", mark.args)
+            raise pytest.UsageError(f"{metafunc.definition.nodeid}: {name} names no mode")
+        if len(mark.args) >= least:
+            metafunc.parametrize(fixture, mark.args)
 
 
 @pytest.fixture
@@ -88,20 +112,31 @@ def xi_paging_mode(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def xi_machine(request: pytest.FixtureRequest, xi_paging_mode: str) -> Iterator[Session]:
-    """A booted guest under observation (harness.session.Session), at its entry point.
+def xi_run_mode(request: pytest.FixtureRequest) -> str:
+    """How the guest of this test is run: what `xi_mode` says, else the command line's --xi-mode."""
+    mark = request.node.get_closest_marker("xi_mode")
+    return str(mark.args[0] if mark is not None else request.config.getoption("--xi-mode"))
+
+
+@pytest.fixture
+def xi_machine(request: pytest.FixtureRequest, xi_paging_mode: str, xi_run_mode: str) -> Iterator[Session]:
+    """A booted guest at its entry point: harness.session.Session, in live mode harness.live.session.LiveSession.
 
     Besides what the test itself asserts, the test fails if any check it made found a mismatch, an audit found a
     broken invariant, or the interception missed an event.
     """
     from harness.machine.errors import MachineUnavailable  # noqa: PLC0415 - see the module's docstring
-    from harness.session import open_session  # noqa: PLC0415
+    from harness.runs import make_session  # noqa: PLC0415
 
     guest = _guest(request.node, xi_paging_mode)
-    options = _options(request.node)
+    options = _options(request.node, xi_run_mode)
+    if options.mode == Mode.BOTH:
+        if request.node.get_closest_marker("xi_mode") is None:
+            pytest.skip("--xi-mode both compares two runs: xi_machine is one machine, in one mode")
+        raise pytest.UsageError(f"{request.node.nodeid}: xi_machine is one machine; mode both goes with xi_run")
     with ExitStack() as stack:
         try:
-            session = stack.enter_context(open_session(guest, xi_paging_mode, options))
+            session = stack.enter_context(make_session(guest, xi_paging_mode, options))
         except MachineUnavailable as error:
             pytest.skip(str(error))
         _runs(request.node).sessions.append(session)
@@ -109,11 +144,12 @@ def xi_machine(request: pytest.FixtureRequest, xi_paging_mode: str) -> Iterator[
 
 
 @pytest.fixture
-def xi_run(request: pytest.FixtureRequest, xi_paging_mode: str) -> Callable[..., RunRecord]:
+def xi_run(request: pytest.FixtureRequest, xi_paging_mode: str, xi_run_mode: str) -> Callable[..., RunRecord]:
     """A function that runs the guest to its end, checking every checkpoint, and returns its RunRecord.
 
-    Keyword arguments override `RunOptions` fields for that one run. What a bad guest does is in the record's
-    verdict; raises MachineError when the machine itself was lost.
+    In mode both it runs twice, natively and in live mode, and the two are compared. Keyword arguments override
+    `RunOptions` fields for that one run. What a bad guest does is in the record's verdict; raises MachineError when
+    the machine itself was lost.
     """
     node = request.node
 
@@ -122,7 +158,8 @@ def xi_run(request: pytest.FixtureRequest, xi_paging_mode: str) -> Callable[...,
         from harness.runs import run_guest  # noqa: PLC0415
 
         try:
-            record = run_guest(_guest(node, xi_paging_mode), xi_paging_mode, replace(_options(node), **overrides))
+            options = replace(_options(node, xi_run_mode), **overrides)
+            record = run_guest(_guest(node, xi_paging_mode), xi_paging_mode, options)
         except MachineUnavailable as error:
             pytest.skip(str(error))
         _runs(node).records.append(record)
@@ -146,7 +183,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         }
         if any(found.values()):
             counts = ", ".join(f"{count} {name}" for name, count in found.items() if count)
-            pytest.fail(f"{record.guest} {record.paging}: {counts}", pytrace=False)
+            pytest.fail(f"{record.guest} {record.paging} ({record.mode}): {counts}", pytrace=False)
     return result
 
 
@@ -188,9 +225,14 @@ def _section(item: pytest.Item, runs: _Runs) -> str:
     blocks = []
     for record in runs.all_records():
         # The test did more than `xi-harness run` would, perhaps to a guest that no catalogue knows.
-        record.repro = [shlex.join(["pytest", item.nodeid, "--xi-seed", str(record.seed)])]
+        record.repro = [shlex.join(["pytest", item.nodeid, "--xi-seed", str(record.seed), *_mode_words(item)])]
         blocks.append(failure_block(record))
     return "\n\n".join(blocks)
+
+
+def _mode_words(item: pytest.Item) -> list[str]:
+    mode = item.config.getoption("--xi-mode")
+    return [] if mode == Mode.OBSERVE else ["--xi-mode", mode]
 
 
 def _conclude(session: Session) -> RunRecord:
@@ -213,9 +255,6 @@ def _guest(node: pytest.Item, paging: str | None) -> Guest:
     """The guest that the test's marks name. Raises pytest.UsageError for marks that make no sense."""
     from harness.catalogue import Guest, load_catalogue  # noqa: PLC0415 - see the module's docstring
 
-    mode = node.get_closest_marker("xi_mode")
-    if mode is not None and (len(mode.args) != 1 or mode.args[0] not in MODES):
-        raise pytest.UsageError(f"{node.nodeid}: xi_mode takes one of: {', '.join(MODES)}")
     mark = node.get_closest_marker("xi_guest")
     if mark is None:
         raise pytest.UsageError(f'{node.nodeid}: needs @pytest.mark.xi_guest("NAME") or xi_guest(elf="FILE")')
@@ -236,18 +275,20 @@ def _guest(node: pytest.Item, paging: str | None) -> Guest:
     return guest
 
 
-def _options(node: pytest.Item) -> RunOptions:
+def _options(node: pytest.Item, mode: str) -> RunOptions:
     """The run's options: the command line's, then `xi_options` marks, the closest last. Empties the log folder."""
     from harness.options import RunOptions  # noqa: PLC0415 - see the module's docstring
 
     config = node.config
-    options = RunOptions(seed=config.getoption("--xi-seed"), engine=config.getoption("--xi-engine"))
+    if mode not in MODES:
+        raise pytest.UsageError(f"{node.nodeid}: xi_mode takes one of: {', '.join(MODES)}")
+    options = RunOptions(seed=config.getoption("--xi-seed"), engine=config.getoption("--xi-engine"), mode=mode)
     given = {
         key: value for mark in reversed(list(node.iter_markers("xi_options"))) for key, value in mark.kwargs.items()
     }
     try:
         options = replace(options, **given)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise pytest.UsageError(f"{node.nodeid}: xi_options: {error}") from error
     if options.log_dir is None:
         options = replace(options, log_dir=_log_folder(node))

@@ -10,7 +10,7 @@ from harness.catalogue import Guest
 from harness.kernel_run import KernelSession, kernel_spec
 from harness.machine import qemu
 from harness.machine.errors import DeadlineExceeded, MachineError, MachineUnavailable
-from harness.options import RunOptions, Watcher
+from harness.options import Mode, RunOptions, Watcher
 from harness.report.record import RunRecord
 from harness.session import Session, machine_spec
 
@@ -18,13 +18,40 @@ from harness.session import Session, machine_spec
 def run_guest(
     guest: Guest, paging: str, options: RunOptions | None = None, progress: Watcher | None = None
 ) -> RunRecord:
-    """Boots, observes, checks every checkpoint and judges.
+    """Boots, follows, checks every checkpoint and judges, in the mode that `options` name.
 
     Raises only MachineUnavailable (no usable QEMU) and ValueError (unknown engine).
     """
     options = options or RunOptions()
-    blank = RunRecord(guest.name, paging, engine=options.engine, expected=guest.expected_for(paging), seed=options.seed)
-    return _run(lambda: Session(guest, paging, options, progress), blank)
+    blank = RunRecord(
+        guest.name,
+        paging,
+        mode=options.mode,
+        engine=options.engine,
+        expected=guest.expected_for(paging),
+        seed=options.seed,
+        repro=[options.command(guest.name, paging)],
+    )
+    if options.mode == Mode.BOTH:
+        return _run_both(guest, paging, options, progress, blank)
+    return _run(lambda: make_session(guest, paging, options, progress), blank)
+
+
+def make_session(guest: Guest, paging: str, options: RunOptions, progress: Watcher | None = None) -> Session:
+    """A session of the class that `options.mode` asks for; use it with `with`. Launches nothing yet.
+
+    Raises BadImage for a guest that is none, ValueError for an unknown engine and for mode both, which is no one
+    session.
+    """
+    if options.mode == Mode.BOTH:
+        raise ValueError("mode both is two runs that are compared: there is no one session of it")
+    if options.mode == Mode.LIVE:
+        from harness.live.session import LiveSession  # noqa: PLC0415 - the monitor's side, only where it is used
+
+        session: Session = LiveSession(guest, paging, options, progress)
+        session.record.mode = options.mode
+        return session
+    return Session(guest, paging, options, progress)
 
 
 def run_kernel(path: Path, options: RunOptions, progress: Watcher | None = None) -> RunRecord:
@@ -33,11 +60,33 @@ def run_kernel(path: Path, options: RunOptions, progress: Watcher | None = None)
     return _run(lambda: KernelSession(path, options, progress), blank)
 
 
-def command_line(guest: Guest | None, paging: str, options: RunOptions) -> list[str]:
-    """QEMU's command line for a run, as `--dry-run` prints it. Raises MachineUnavailable without a QEMU."""
-    spec = machine_spec(guest, paging, options) if guest is not None else kernel_spec(options)
+def command_lines(guest: Guest | None, paging: str, options: RunOptions) -> list[list[str]]:
+    """QEMU's command lines for a run, as `--dry-run` prints them: one, and in mode both that of each leg.
+
+    Raises MachineUnavailable without a QEMU.
+    """
+    if guest is None:
+        specs = [kernel_spec(options)]
+    else:
+        specs = [machine_spec(guest, paging, options)] if options.mode != Mode.LIVE else []
+        if options.monitored:
+            from harness.live.session import live_layout  # noqa: PLC0415 - see `make_session`
+
+            specs.append(live_layout(guest, paging, options)[0])
     binary, _ = qemu.find_qemu()
-    return qemu.command_line(spec, Path("SCRATCH"), binary)
+    return [qemu.command_line(spec, Path("SCRATCH"), binary) for spec in specs]
+
+
+def _run_both(guest: Guest, paging: str, options: RunOptions, progress: Watcher | None, blank: RunRecord) -> RunRecord:
+    from harness.twin.compare import run_twin  # noqa: PLC0415 - see `make_session`
+
+    began = time.monotonic()
+    try:
+        return run_twin(guest, paging, options, progress)
+    except MachineUnavailable:
+        raise
+    except MachineError as error:
+        return _lost(blank, error, began)
 
 
 def _run(make: Callable[[], Session], blank: RunRecord) -> RunRecord:
@@ -58,8 +107,11 @@ def _run(make: Callable[[], Session], blank: RunRecord) -> RunRecord:
         raise
     except MachineError as error:
         # The machine's own end, never confused with a failed check.
-        record = blank if session is None else session.record
-        record.verdict = "timeout" if isinstance(error, DeadlineExceeded) else "error"
-        record.reason = str(error)
-        record.seconds = time.monotonic() - began
-        return record
+        return _lost(blank if session is None else session.record, error, began)
+
+
+def _lost(record: RunRecord, error: MachineError, began: float) -> RunRecord:
+    record.verdict = "timeout" if isinstance(error, DeadlineExceeded) else "error"
+    record.reason = str(error)
+    record.seconds = time.monotonic() - began
+    return record

@@ -7,19 +7,21 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
+
+import numpy.typing as npt
 
 from harness.catalogue import FIRMWARE, Guest, image_path
 from harness.check.crosscheck import CrossCheck
 from harness.check.guest_walks import ram_reader
-from harness.check.memory import OverlayMemory
-from harness.check.target import CheckReport, Stop
+from harness.check.memory import CheckedMemory, OverlayMemory
+from harness.check.target import CheckReport, CheckTarget, Stop
 from harness.engine import AuditFailure, EngineConfig, ShadowEngine
 from harness.engines import engine_class
 from harness.guest_target import GuestTarget
-from harness.intercept.observe import Observer, Outcome, control_state
+from harness.intercept.interception import Interception, Outcome
+from harness.intercept.observe import Observer, control_state
 from harness.machine.deadline import Deadline
 from harness.machine.errors import BadImage, MachineError
 from harness.machine.image import WRITABLE, Image, load_image
@@ -34,13 +36,15 @@ from harness.x86.bits import PAGE_SIZE
 from harness.x86.control import ControlState
 from harness.x86.walk import Path as WalkPath
 from harness.x86.walk import tracer
-from harness.xi.pool import pool_frames_for
+from harness.xi.pool import FRAMES_PER_SPTI, pool_frames_for
 
 KEPT_FAILURES: Final = 8  # mismatches kept in full in a record
 POOL_BASE: Final = 0xC0000  # 3 GiB: beyond every RAM, and a root in PAE format must lie below 4 GiB
 POOL_LEAST: Final = 96 * 4  # frames: eager filling shadows whole trees, so a tiny guest needs more than 5 %
 AUDIT_AFTER: Final = 4  # every so many checkpoints the engine is audited after the check as well as before it
 CHECK_EVENTS: Final = 500  # a guest without checkpoints is checked every so many events
+# A guest that came to one of these does not go on.
+ENDS: Final = frozenset((Outcome.EXITED, Outcome.SHUTDOWN, Outcome.HALTED, Outcome.STUCK))
 CHECK_SECONDS: Final = 2.0  # or this long after the last time, whichever comes first
 
 
@@ -61,6 +65,7 @@ class Session:
 
     msr_writes = True  # see `harness.intercept.breakpoints.CodeScanner`
     forgives_misses = False  # whether interception misses leave the verdict as it is
+    checked_elsewhere = False  # whether somebody else compares what the guest did
 
     def __init__(
         self,
@@ -83,6 +88,10 @@ class Session:
         self._deadline = Deadline(limit)
         self._tracer: tuple[ControlState, Callable[[int], WalkPath]] | None = None
         self.stop: Stop | None = None
+        self.interception: Interception
+        self.memory: CheckedMemory
+        self.target: CheckTarget
+        self.mailbox: npt.NDArray[Any] | None = None
         self.ended = False
         self._booted = False
         self.record = RunRecord(
@@ -103,15 +112,16 @@ class Session:
         self.record.timings["launch"] = time.monotonic() - self._began
         ram = self.machine.ram
         frames = ram.size >> 12
-        self.memory = OverlayMemory(ram.bytes)
+        memory = self.memory = OverlayMemory(ram.bytes)
         self._read = ram_reader(ram.bytes)
         config = EngineConfig(
             frames=frames,
-            pool_frames=max(POOL_LEAST, pool_frames_for(frames)),
+            pool_frames=(options.pool_spti or 0) * FRAMES_PER_SPTI or max(POOL_LEAST, pool_frames_for(frames)),
             pool_base_mfn=POOL_BASE,
             p2m=identity_p2m(frames),
+            options=dict(options.policies),
         )
-        self.engine = self._make_engine(config, self.memory)
+        self.engine = self._make_engine(config, memory)
         # What the guest writes while it serves probes lies in its image's writable part: mailbox and stack.
         self._ambient = tuple(
             (page, Access.STORE)
@@ -120,9 +130,11 @@ class Session:
             for page in range(segment.vaddr & -PAGE_SIZE, segment.vaddr + segment.size, PAGE_SIZE)
         )
         self.observer = Observer(self.machine, self.engine, self._translate, self.msr_writes)
+        self.interception = self.observer
         symbols = self.image.symbols
         box = self.image.physical(symbols["xi_mailbox"]) if {"xi_mailbox", "xi_stop"} <= symbols.keys() else None
-        self.target = GuestTarget(self.machine, self.observer, box)
+        target = self.target = GuestTarget(self.machine, self.observer, box)
+        self.mailbox = target.mailbox
         self.check_engine = CrossCheck(
             self.engine,
             self.memory,
@@ -155,7 +167,7 @@ class Session:
     def close(self) -> None:
         self._stack.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -171,17 +183,20 @@ class Session:
     # ---- running
 
     def run_to_checkpoint(self, name: str | None = None) -> Stop | None:
-        """Lets the guest run to its next checkpoint (called `name`, if given); None when it ended before that.
+        """Lets the guest run to its next checkpoint (called `name`, if given); None when it ended before that, or
+        (`ended` is False then) the interception paused it.
 
         At every checkpoint the interception checks itself and the engine is audited. A guest without checkpoints of
         its own is stopped now and then, wherever it is.
         """
-        own = self.target.mailbox is not None
+        own = self.mailbox is not None
         while not self.ended:
             limit = self._deadline if own else self._deadline.sooner(CHECK_SECONDS)
-            ran = self.observer.run(limit, None if own else CHECK_EVENTS)
-            if ran.outcome is Outcome.EXITED or self._deadline.passed:
+            ran = self.interception.run(limit, None if own else CHECK_EVENTS)
+            if ran.outcome in ENDS or self._deadline.passed:
                 self._end(ran.outcome, ran.registers)
+            elif ran.outcome is Outcome.PAUSED:
+                return None
             else:
                 self.stop = self._arrive(ran.registers) if own else self._interrupted(ran.registers)
                 if name is None or self.stop.name == name:
@@ -191,7 +206,7 @@ class Session:
     def _interrupted(self, registers: dict[str, int]) -> Stop:
         """A stop in the middle of things. The guest may have changes pending that it has not flushed: "stale"."""
         self.record.checkpoints += 1
-        name = f"event {self.observer.log.total}"
+        name = f"event {self.interception.log.total}"
         self._look(name, registers)
         return Stop(self.record.checkpoints, name, control_state(registers), True, False)
 
@@ -199,20 +214,20 @@ class Session:
         """The interception's self-check, and the engine's audit."""
         record = self.record
         began = time.monotonic()
-        record.interception_misses += self.observer.self_check(registers)
-        record.misses = self.observer.misses[:KEPT_FAILURES]
+        record.interception_misses += self.interception.self_check(registers)
+        record.misses = self.interception.misses[:KEPT_FAILURES]
         self._audit(where)
         record.timings["audit"] = record.timings.get("audit", 0.0) + time.monotonic() - began
         self._tell("checking", where)
 
     def _arrive(self, registers: dict[str, int]) -> Stop:
-        record, box = self.record, self.target.mailbox
+        record, box = self.record, self.mailbox
         if box is None or int(box["magic"]) != MAGIC:
             raise MachineError("the guest stopped at its checkpoint symbol without a valid mailbox")
         flags = Checkpoint(int(box["flags"]))
         name = bytes(box["name"]).split(b"\0")[0].decode("latin-1")
         state = replace(control_state(registers), pkru=int(box["pkru"]))
-        self.observer.state = replace(self.observer.state, pkru=state.pkru)
+        self.interception.state = replace(self.interception.state, pkru=state.pkru)
         self.engine.set_pkru(state.pkru)
         record.checkpoints += 1
         self._look(name, registers)
@@ -237,7 +252,7 @@ class Session:
         if not self.stop.stale:
             # The check's own stores let tables go out of sync; from here on the guest's are to be seen again.
             self.engine.resync_all()
-        self.observer.refresh()
+        self.interception.refresh()
         record = self.record
         for oracle, count in report.checks.items():
             record.checks[oracle] = record.checks.get(oracle, 0) + count
@@ -261,7 +276,7 @@ class Session:
                     phase,
                     checkpoint,
                     sum(record.checks.values()),
-                    self.observer.log.total,
+                    self.interception.log.total,
                     record.mismatches,
                     time.monotonic() - self._began,
                 )
@@ -271,7 +286,7 @@ class Session:
         self.ended = True
         if outcome is not Outcome.EXITED:
             self._look("the end", registers)
-            self._judge_timeout(registers)
+            self._judge_standing(outcome, registers)
             return
         self._audit("the end")
         status = self.machine.wait_exit(5.0)
@@ -279,8 +294,13 @@ class Session:
             self.machine.raise_lost("QEMU closed its gdbstub and goes on running")
         self.machine.console.finish()
         self._judge_exit(status)
-        if not sum(self.record.checks.values()):
+        if not (sum(self.record.checks.values()) or self.checked_elsewhere):
             self.record.reason = f"{self.record.reason} (it ended before anything was checked)".strip()
+
+    def _judge_standing(self, outcome: Outcome, registers: dict[str, int]) -> None:
+        """The verdict on a guest that has not ended by itself."""
+        del outcome
+        self._judge_timeout(registers)
 
     def _judge_timeout(self, registers: dict[str, int]) -> None:
         self.record.verdict = "timeout"
@@ -301,13 +321,13 @@ class Session:
         record = self.record
         if not self._booted:
             return record
-        for kind, count in self.observer.log.counts.items():
+        for kind, count in self.interception.log.counts.items():
             record.events[kind] = count
         record.stats = dict(self.engine.stats())
-        record.stats["false_breakpoints"] = self.observer.false_breakpoints
-        record.stats["late_alias_tables"] = self.observer.late_alias_tables
+        record.stats["false_breakpoints"] = self.interception.false_breakpoints
+        record.stats["late_alias_tables"] = self.interception.late_alias_tables
         record.events["page_fault"] = int(record.stats.get("faults", 0))
-        record.recent_events = self.observer.log.recent()
+        record.recent_events = self.interception.log.recent()
         record.seconds = time.monotonic() - self._began
         judge_checks(record, self.forgives_misses)
         if record.verdict == "fail" and record.stats.get("eager_truncated"):
@@ -329,10 +349,3 @@ class Session:
             record.log_dir = str(folder)
         except OSError as error:
             record.log_dir = f"{folder} could not be written: {error.strerror}"
-
-
-def open_session(guest: Guest | Path, paging: str, options: RunOptions | None = None) -> Session:
-    """A session for a guest of the catalogue or for an ELF file; use it with `with`."""
-    if isinstance(guest, Path):
-        guest = Guest(guest.stem, "", (paging,), image=guest)
-    return Session(guest, paging, options)

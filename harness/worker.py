@@ -45,9 +45,10 @@ class Done:
 Message = Step | Done
 
 
-def serve(pipe: Connection, runner: Runner) -> None:
+def serve(pipe: Connection, runner: Runner, cores: frozenset[int]) -> None:
     """The worker's life: take a Job, send Steps and one Done, until the pipe ends or None arrives.
 
+    cores: those that it, and each QEMU that it starts, are held to; all when empty.
     SIGTERM unwinds the stack, so that the run's ExitStack reaps its QEMU. The worker has a session of its own:
     a Ctrl-C in the terminal reaches only the parent, which then ends the workers in order. It gets SIGTERM also
     when the parent dies without a word (prctl(2), PR_SET_PDEATHSIG).
@@ -57,6 +58,9 @@ def serve(pipe: Connection, runner: Runner) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, _unwind)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if cores:
+        with contextlib.suppress(OSError):  # a core may have gone since they were counted: then the system chooses
+            os.sched_setaffinity(0, cores)
     try:
         while (job := pipe.recv()) is not None:
             pipe.send(_do(job, runner, pipe))
@@ -93,11 +97,12 @@ def _unwind(number: int, frame: FrameType | None) -> NoReturn:
 class Worker:
     """A worker process as its parent sees it."""
 
-    def __init__(self, context: Any, runner: Runner) -> None:
-        """context: a multiprocessing context of the spawn method."""
+    def __init__(self, context: Any, runner: Runner, cores: frozenset[int] = frozenset()) -> None:
+        """context: a multiprocessing context of the spawn method. cores: see `serve`."""
+        self.cores = cores
         self.pipe, child = context.Pipe()
         self.process: SpawnProcess = context.Process(
-            target=serve, args=(child, runner), name="xi-harness worker", daemon=False
+            target=serve, args=(child, runner, cores), name="xi-harness worker", daemon=False
         )
         # Until the worker ignores it, a Ctrl-C in the terminal would make it die with a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

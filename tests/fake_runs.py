@@ -61,3 +61,18 @@ def hangs_after_the_first(job: Job, progress: Watcher) -> RunRecord:
             time.sleep(0.05)
     finally:
         mark.write_text("reaped")
+
+
+def tells_its_cores(job: Job, progress: Watcher) -> RunRecord:
+    """The reason is the list of cores that it may use; in pae its process dies."""
+    record = crashes_in_pae(job, progress)
+    record.reason = str(sorted(os.sched_getaffinity(0)))
+    return record
+
+
+def runs_live(job: Job, progress: Watcher) -> RunRecord:
+    """Has figures of live mode, and kinds of events that only live mode has."""
+    record = passes(job, progress)
+    record.events["cpuid"] = 2
+    record.live = {"exits": {"exception_pf": 300, "cpuid": 2}, "exits_per_second": 40_000, "pool_sptis": 102}
+    return record

@@ -80,6 +80,26 @@ def test_without_a_qemu_nothing_more_is_tried() -> None:
     assert [which for what, which in log.lines if what == "started"] == [0]
 
 
+def test_a_worker_is_held_to_its_share_of_the_cores_and_so_is_the_one_that_replaces_it() -> None:
+    first, *rest = sorted(os.sched_getaffinity(0))
+    share = frozenset({rest[-1] if rest else first})
+    batch = Batch(JOBS, 1, fake_runs.tells_its_cores, [share])
+    batch.run(Log())
+    assert [record.reason for record in batch.records if record.paging != "pae"] == [str(sorted(share))] * 3
+    assert "signal 9" in batch.records[1].reason
+
+
+def test_shares_that_do_not_fit_the_workers_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 workers and 1 shares"):
+        Batch(JOBS, 2, fake_runs.passes, [frozenset({0})])
+
+
+def test_a_job_that_could_not_give_a_record_tells_its_mode_and_how_to_ask_again() -> None:
+    record = Job(GUEST, "pae", RunOptions(mode="live", stress=True)).record("error", "gone")
+    assert record.mode == "live"
+    assert record.repro == ["xi-harness run basic --paging pae --mode live --seed 1 --stress"]
+
+
 def test_a_run_that_ignores_its_limit_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.batch.GRACE_SECONDS", 1.0)
     options = RunOptions(time_limit=0.1, log_dir=tmp_path)

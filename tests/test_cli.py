@@ -13,6 +13,9 @@ from xml.etree import ElementTree
 
 import pexpect
 import pytest
+from typer.testing import CliRunner
+
+from harness import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,6 +55,13 @@ def test_the_exit_status_says_how_it_went(runner: str, status: int, tmp_path: Pa
         (["run", "basic", "--time-limit", "nan"], "positive number"),
         (["run", "basic", "--jobs", "0"], "--jobs"),
         (["run", "--sede", "3"], "--sede"),
+        (["run", "basic", "--mode", "love"], "'love' is not one of 'observe', 'live', 'both'"),
+        (["run", "basic", "--policy", "zeroing=never"], "the policies are idle, critical-path"),
+        (["run", "basic", "--policy", "sneezing=idle"], "the options are zeroing"),
+        (["run", "basic", "--policy", "zeroing"], "NAME=VALUE"),
+        (["run", "basic", "--pool", "3"], "--pool"),
+        (["run", "basic", "--stress"], "--stress goes with --mode live"),
+        (["run", "--kernel", "bzImage", "--mode", "live"], "boot path does not fit the monitor"),
         (["rnu"], "rnu"),
     ],
 )
@@ -75,6 +85,47 @@ def test_the_reports_tell_what_the_terminal_tells(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:5]] == [["basic", run["paging"]] for run in runs]
     assert lines[-3].startswith("4 runs (4 pass), 4 as expected")
+
+
+@pytest.mark.parametrize("mode", ["live", "both"])
+def test_the_reports_tell_of_live_mode(mode: str, tmp_path: Path) -> None:
+    reports = [tmp_path / "r.json", tmp_path / "r.xml", tmp_path / "r.html"]
+    words = ["--mode", mode, "--stress", "--json", reports[0], "--junit", reports[1], "--html", reports[2]]
+    done = _xi("runs_live", "run", "basic", "--paging", "pae", *words)
+    assert done.returncode == 0
+    (run,) = json.loads(reports[0].read_text())["runs"]
+    assert run["mode"] == mode
+    assert run["live"]["exits"] == {"exception_pf": 300, "cpuid": 2}
+    (case,) = ElementTree.parse(reports[1]).iter("testcase")
+    assert case.get("classname") == f"basic.{mode}"
+    properties = {each.get("name"): each.get("value") for each in case.iter("property")}
+    assert (properties["mode"], properties["live.exits"], properties["events.cpuid"]) == (mode, "302", "2")
+    assert "exception_pf 300, cpuid 2" in reports[2].read_text()
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:4] == ["basic", "pae", mode, "pass"]
+    (at,) = [number for number, line in enumerate(lines) if line.startswith("live mode")]
+    assert lines[at + 1].split()[:4] == ["basic", "pae", "302", "40,000"]
+
+
+def test_more_live_runs_than_the_cores_can_carry_are_warned_of_once() -> None:
+    many = len(os.sched_getaffinity(0))
+    done = _xi("passes", "run", "--all", "--mode", "live", "--jobs", many)
+    assert done.returncode == 0
+    assert done.stderr.startswith("xi-harness: ")
+    assert done.stderr.count("\n") == 1
+    assert ("one core" if many == 1 else f"--jobs {many}: a live run keeps 2 cores busy") in done.stderr
+    assert _xi("passes", "run", "basic", "--jobs", many).stderr == ""
+
+
+def test_help_shows_commands_to_paste(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_run_batch", lambda todo, *rest: 0 if todo else 2)
+    shown = CliRunner().invoke(cli.app, ["run", "--help"], env={"COLUMNS": "120"}).stdout
+    commands = [line.strip().split("  ")[0] for line in shown.splitlines() if line.strip().startswith("xi-harness run")]
+    assert len(commands) >= 5
+    for command in commands:
+        done = CliRunner().invoke(cli.app, command.split()[1:])
+        assert done.exit_code == 0, (command, done.output)
 
 
 def test_json_on_stdout_is_nothing_but_json() -> None:
@@ -170,6 +221,13 @@ def test_list_shows_guests_and_modes() -> None:
     lines = _xi("passes", "list").stdout.splitlines()
     assert lines[0].split() == ["guest", "nopae", "pae", "long4", "long5", "description"]
     assert len(lines) == len(rows) + 1
+
+
+def test_a_dry_run_of_both_prints_a_machine_for_each_leg() -> None:
+    native, live = _xi("is_buggy", "run", "basic", "--paging", "pae", "--mode", "both", "--dry-run").stdout.splitlines()
+    assert " -m 32M " in native
+    assert " -m 32M " not in live, "the monitor, the pool and the frames to spare need room too"
+    assert _xi("is_buggy", "run", "basic", "--paging", "pae", "--mode", "live", "--dry-run").stdout == live + "\n"
 
 
 def test_a_dry_run_prints_the_command_and_runs_nothing() -> None:

@@ -21,6 +21,7 @@ def test_nothing_installed_is_status_3_and_names_packages(monkeypatch: pytest.Mo
     assert "qemu-system-x86" in findings["qemu"].found
     assert "binutils" in findings["ld"].means
     assert findings["gdb"].status == doctor.ABSENT
+    assert "no QEMU" in findings["svm"].means
     assert doctor.exit_status(list(findings.values())) == 3
 
 
@@ -38,3 +39,53 @@ def test_a_compiler_that_cannot_do_32_bit_is_found_out(monkeypatch: pytest.Monke
     (finding,) = [each for each in doctor.examine() if each.name == "gcc -m32"]
     assert finding.status == doctor.MISSING
     assert "unrecognized option" in finding.found
+
+
+def _finding(name: str) -> doctor.Finding:
+    (finding,) = [each for each in doctor.examine() if each.name == name]
+    return finding
+
+
+def test_this_qemu_can_run_a_monitor() -> None:
+    finding = _finding("svm")
+    assert (finding.status, finding.means) == (doctor.OK, "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ('{"return": {"model": {"name": "max", "props": {"svm": false}}}}', "lacks it"),
+        ('{"error": {"class": "CommandNotFound"}}', "does not say"),
+        ("", "does not say"),
+        ("qemu: warning\n[]\nnull", "does not say"),
+    ],
+)
+def test_a_qemu_without_svm_costs_live_mode_only(answer: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_output", lambda command, typed="": answer)
+    finding = _finding("svm")
+    assert finding.status == doctor.ABSENT
+    assert found in finding.found
+    assert "live mode cannot be used" in finding.means
+    assert doctor.exit_status([finding]) == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "status", "words"), [({0}, "absent", "slowly"), ({0, 1, 2, 3, 4}, "ok", "2 live runs")]
+)
+def test_live_mode_wants_two_cores_a_run(
+    cores: set[int], status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
+    monkeypatch.setattr("os.sched_setaffinity", lambda process, mask: None)
+    finding = _finding("pinning")
+    assert finding.status == status
+    assert words in finding.found + finding.means
+
+
+def test_a_container_that_forbids_pinning_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(process: int, mask: set[int]) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr("os.sched_setaffinity", forbidden)
+    assert "Operation not permitted" in _finding("pinning").found

@@ -61,6 +61,16 @@ def test_a_kernel_is_one_job(tmp_path: Path) -> None:
         ([], ["pae", "long4"], RunOptions(kernel=Path("x")), {}, "at most one --paging"),
         ([], ["pea"], RunOptions(kernel=Path("x")), {}, "unknown paging mode"),
         ([], [], RunOptions(kernel=Path("/absent/bzImage")), {}, "no such file"),
+        (
+            [],
+            [],
+            RunOptions(kernel=Path("x"), mode="live"),
+            {},
+            "boot path does not fit the monitor. --mode live is for",
+        ),
+        ([], [], RunOptions(kernel=Path("x"), mode="both"), {}, "--mode both is for the catalogue's guests"),
+        (["basic"], [], RunOptions(stress=True), {}, "--stress goes with --mode live or both"),
+        (["basic"], [], RunOptions(policies=(("zeroing", "x"),)), {}, "engine xi: .*idle, critical-path"),
     ],
 )
 def test_wishes_that_make_no_sense_are_refused(
@@ -68,3 +78,10 @@ def test_wishes_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         plan(guests, modes, options, **flags)
+
+
+@pytest.mark.parametrize("mode", ["live", "both"])
+def test_every_guest_of_the_catalogue_can_be_asked_for_in_every_mode(mode: str) -> None:
+    jobs = plan([], [], RunOptions(mode=mode, stress=True), every=True)
+    assert [(job.name, job.paging) for job in jobs] == [(job.name, job.paging) for job in plan([], [], OPTIONS, True)]
+    assert {job.mode for job in jobs} == {mode}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness import runs as real
 from harness.catalogue import Guest
 from harness.machine.errors import MachineLost, MachineUnavailable
 from harness.options import RunOptions
@@ -27,7 +28,7 @@ class FakeSession:
 
     def __init__(self, guest: Guest, paging: str, options: RunOptions) -> None:
         self.guest, self.paging, self.options = guest, paging, options
-        self.record = RunRecord(guest.name, paging, seed=options.seed)
+        self.record = RunRecord(guest.name, paging, mode=options.mode, seed=options.seed)
         self.ended = False
 
     def check(self) -> SimpleNamespace:
@@ -53,7 +54,7 @@ class FakeSession:
 
 
 @contextmanager
-def _open_session(guest: Guest, paging: str, options: RunOptions) -> Iterator[FakeSession]:
+def _make_session(guest: Guest, paging: str, options: RunOptions) -> Iterator[FakeSession]:
     yield FakeSession(guest, paging, options)
 
 
@@ -68,9 +69,9 @@ Suite = Callable[..., pytest.RunResult]
 def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suite:
     """Runs a test file's text; `opens` and `runs` stand in for the functions that the plugin calls."""
 
-    def run(text: str, *arguments: str, opens: Any = _open_session, runs: Any = None) -> pytest.RunResult:
-        monkeypatch.setattr("harness.session.open_session", opens)
-        monkeypatch.setattr("harness.runs.run_guest", runs)
+    def run(text: str, *arguments: str, opens: Any = _make_session, runs: Any = None) -> pytest.RunResult:
+        monkeypatch.setattr(real, "make_session", opens)
+        monkeypatch.setattr(real, "run_guest", runs)
         pytester.makepyfile(f"import pytest\n{dedent(text)}")
         return pytester.runpytest_inprocess("--strict-markers", "-p", "no:cacheprovider", *arguments)
 
@@ -142,7 +143,7 @@ def test_a_mismatch_that_the_test_ignores_fails_it_all_the_same(suite: Suite) ->
         """
     )
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*basic nopae: 1 mismatches*"])
+    result.stdout.fnmatch_lines(["*basic nopae (observe): 1 mismatches*"])
 
 
 def test_without_a_qemu_tests_skip_and_say_why(suite: Suite) -> None:
@@ -218,7 +219,9 @@ def test_logs_of_an_earlier_session_are_gone(suite: Suite, pytester: pytest.Pyte
         ("@pytest.mark.xi_guest()", "takes a guest's name, or elf=FILE"),
         ("@pytest.mark.xi_guest(elf='a.elf')", "needs xi_paging too"),
         ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_paging('pea')", "has no mode 'pea', only"),
-        ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_mode('dead')", "xi_mode takes one of: observe"),
+        ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_mode('dead')", "xi_mode takes one of: observe, live, both"),
+        ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_mode('both')", "mode both goes with xi_run"),
+        ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_options(mode='dead')", "xi_options: unknown mode"),
         ("@pytest.mark.xi_guest('basic')\n@pytest.mark.xi_options(sede=1)", "xi_options:"),
     ],
 )
@@ -226,3 +229,72 @@ def test_marks_that_make_no_sense_are_an_error_that_says_so(suite: Suite, marks:
     result = suite(f"{marks}\ndef test_it(xi_machine):\n    pass\n")
     result.assert_outcomes(errors=1)
     assert complaint in result.stdout.str()
+
+
+def test_the_command_line_says_how_guests_run_and_a_test_may_say_otherwise(suite: Suite) -> None:
+    result = suite(
+        """
+        @pytest.mark.xi_guest("basic")
+        def test_it(xi_machine):
+            assert xi_machine.options.mode == "live"
+
+        @pytest.mark.xi_guest("basic")
+        @pytest.mark.xi_mode("observe")
+        def test_observed(xi_machine):
+            assert xi_machine.options.mode == "observe"
+
+        @pytest.mark.xi_guest("basic")
+        @pytest.mark.xi_options(stress=True, policies={"zeroing": "idle"})
+        def test_options(xi_machine):
+            assert xi_machine.options.stress
+            assert xi_machine.options.policies == (("zeroing", "idle"),)
+        """,
+        "--xi-mode=live",
+    )
+    result.assert_outcomes(passed=3)
+
+
+def test_one_test_for_each_mode(suite: Suite) -> None:
+    def runs(guest: Guest, paging: str, options: RunOptions) -> RunRecord:
+        return RunRecord(guest.name, paging, verdict="pass", mode=options.mode)
+
+    result = suite(
+        """
+        @pytest.mark.xi_guest("basic")
+        @pytest.mark.xi_paging("pae")
+        @pytest.mark.xi_mode("observe", "live", "both")
+        def test_it(xi_run, xi_run_mode):
+            assert xi_run().mode == xi_run_mode
+        """,
+        "-v",
+        runs=runs,
+    )
+    result.assert_outcomes(passed=3)
+    result.stdout.fnmatch_lines([f"*test_it[[]pae-{mode}] PASSED*" for mode in ("observe", "live", "both")])
+
+
+def test_a_machine_is_in_one_mode_so_both_skips_it(suite: Suite) -> None:
+    result = suite(
+        """
+        @pytest.mark.xi_guest("basic")
+        def test_it(xi_machine):
+            pass
+        """,
+        "-rs",
+        "--xi-mode=both",
+    )
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*xi_machine is one machine*"])
+
+
+def test_a_failure_in_live_mode_is_reproduced_in_live_mode(suite: Suite) -> None:
+    result = suite(
+        """
+        @pytest.mark.xi_guest("basic")
+        def test_it(xi_machine):
+            assert not xi_machine.check().mismatches
+        """,
+        "--xi-mode=live",
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["basic nopae (live, *", "  pytest *::test_it --xi-seed 1 --xi-mode live"])

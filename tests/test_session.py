@@ -13,7 +13,7 @@ from harness.engines import engine_class
 from harness.machine.errors import BadImage
 from harness.options import Progress, RunOptions
 from harness.runs import run_guest
-from harness.session import Session, open_session
+from harness.session import Session
 
 FEW = RunOptions(probe_budget=60)
 
@@ -74,9 +74,9 @@ def test_a_guest_that_outlives_its_deadline_is_a_timeout() -> None:
 def test_an_image_that_is_none_is_refused_before_anything_is_launched(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "guest.elf"
     path.write_bytes(content)
-    with pytest.raises(BadImage, match=r"guest\.elf"):
-        open_session(path, "long4")
     guest = Guest("mine", "", ("long4",), image=path)
+    with pytest.raises(BadImage, match=r"guest\.elf"):
+        Session(guest, "long4")
     record = run_guest(guest, "long4", FEW)
     assert record.verdict == "error"
     assert "guest.elf" in record.reason

@@ -53,7 +53,7 @@
 	.globl xi_stop
 	.type xi_stop, @function
 xi_stop:
-	nop
+	outb %al, $XI_STOP_PORT
 	ret
 	.text
 #endif

@@ -4,9 +4,10 @@
  * this header and compares sizes and offsets.
  *
  * A guest that wants to be checked by its own probe server has a `struct xi_mailbox xi_mailbox` and a
- * function symbol `xi_stop` (one `nop` and a return). At a checkpoint it fills in the header and calls
- * xi_stop, where the harness has a breakpoint. On return it serves `command` and calls xi_stop again until
- * the command is XI_RESUME. With no harness attached `command` is never set, and the guest just runs on.
+ * function symbol `xi_stop` (`outb %al, $XI_STOP_PORT` and a return). At a checkpoint it fills in the header and
+ * calls xi_stop, where the harness has a breakpoint (observe mode) or intercepts the port (live mode). On return
+ * it serves `command` and calls xi_stop again until the command is XI_RESUME. With no harness attached `command`
+ * is never set, and the guest just runs on.
  */
 #ifndef XI_ABI_H
 #define XI_ABI_H
@@ -78,6 +79,9 @@ struct xi_mailbox {
 #define XI_EXIT_PASS 0x10u
 #define XI_EXIT_FAIL 0x11u
 #define XI_EXIT_NO_GUEST 0x12u /* the firmware found no boot info, or one that makes no sense */
+#define XI_EXIT_NO_SVM 0x13u   /* the firmware was asked for its monitor, and the processor has no SVM */
+/* A byte written here, by xi_stop, is a checkpoint in live mode. No device of the machine answers. */
+#define XI_STOP_PORT 0xe4u
 
 /* Tagged frames. Before reset the harness writes, in every RAM frame that the guest's image does not
  * occupy, 16 bytes at XI_TAG_OFFSET: code that a fetch probe can execute, a word that a load probe reads

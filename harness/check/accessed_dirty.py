@@ -2,6 +2,9 @@
 
 Source: Intel SDM vol. 3A, 4.8. A is set in every entry that a completed access went through, D in the leaf of a
 completed store. In upper entries of a walk that faults further down A may be set or not.
+
+In live mode the processor walks the shadow and the engine sets the bits: what it was seen to set must be what RAM then
+holds, and both what the guest walk asks for and no more.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 
 from harness.check.exceptions import PDPTE_ACCESSED, UPPER_A_ON_FAULT
 from harness.check.guest_walks import TableCopy
-from harness.check.memory import OverlayMemory
+from harness.check.memory import CheckedMemory
 from harness.engine import Words
 from harness.x86 import bits
 from harness.x86.modes import PagingMode
@@ -77,10 +80,13 @@ def _put(into: dict[int, int], address: int, mark: int) -> None:
     into[word] = into.get(word, 0) | mark << (8 * (address & 4))
 
 
-def compare_bits(before: TableCopy, memory: OverlayMemory, marks: Marks, exceptions: Counter[str]) -> list[Difference]:
+def compare_bits(
+    before: TableCopy, memory: CheckedMemory, marks: Marks, exceptions: Counter[str], by_processor: bool = True
+) -> list[Difference]:
     """Compares the three answers over the tables `before`, as they were before the probes ran.
 
-    The engine's prediction is `memory`'s overlay, the processor's answer its RAM as of now.
+    The engine's answer is what `memory` holds of it, the third is RAM as of now. by_processor: the bits in RAM were set
+    by the processor, with the freedom that it has, and not by the engine.
     """
     rows = before.rows
     gfns = np.fromiter(rows, np.int64, len(rows))
@@ -99,15 +105,18 @@ def compare_bits(before: TableCopy, memory: OverlayMemory, marks: Marks, excepti
         (pdpte, marks.pdpte),
     ):
         _lay(plane, before, words.items())
-    allowed = ambient | upper | pdpte
-    wrong = (guest & ~now) | (now & ~guest & ~allowed)  # the processor against the guest walk
-    wrong |= (engine & ~now) | (now & ~engine & ~allowed)  # the processor against the engine
-    wrong |= guest & ~engine  # the engine against the guest walk
+    if by_processor:
+        allowed = ambient | upper | pdpte
+        wrong = (guest & ~now) | (now & ~guest & ~allowed)  # the processor against the guest walk
+        wrong |= (engine & ~now) | (now & ~engine & ~allowed)  # the processor against the engine
+        wrong |= guest & ~engine  # the engine against the guest walk
+        for plane, known in ((upper, UPPER_A_ON_FAULT), (pdpte, PDPTE_ACCESSED)):
+            extra = now & ~guest & ~ambient & plane & checked
+            if extra.any():
+                exceptions[known.name] += sum(int(word).bit_count() for word in extra[extra != 0])
+    else:
+        wrong = (guest ^ engine) | (engine ^ now)
     wrong &= checked
-    for plane, known in ((upper, UPPER_A_ON_FAULT), (pdpte, PDPTE_ACCESSED)):
-        extra = now & ~guest & ~ambient & plane & checked
-        if extra.any():
-            exceptions[known.name] += sum(int(word).bit_count() for word in extra[extra != 0])
     found = [*strangers]
     for row, column in zip(*np.nonzero(wrong), strict=True):
         word = (int(gfns[row]) << 12) + 8 * int(column)
@@ -135,8 +144,8 @@ def _lay(plane: Words, copy: TableCopy, words: Iterable[tuple[int, int]]) -> Non
             plane[row, word & 511] |= np.uint64(mark)
 
 
-def _lay_over(plane: Words, copy: TableCopy, memory: OverlayMemory) -> list[Difference]:
-    """Lays the engine's overlay over `plane`; what it marked in frames that no walk knows as tables is an error."""
+def _lay_over(plane: Words, copy: TableCopy, memory: CheckedMemory) -> list[Difference]:
+    """Lays the engine's bits over `plane`; what it marked in frames that no walk knows as tables is an error."""
     strangers = []
     at, marks = memory.overlaid()
     _lay(plane, copy, zip(at.tolist(), marks.tolist(), strict=True))

@@ -80,4 +80,4 @@ def field_of(at: int, answers: list[Answers]) -> str:
     kinds = {FRAME if code in _TRANSLATED else 0 if code >= 0 else code for code in codes}
     if len(kinds) > 1:
         return "verdict"
-    return "code" if len(codes) > 1 else "frame"
+    return "code" if len(codes) > 1 and kinds == {0} else "frame"

@@ -1,7 +1,7 @@
 """The cross-check of one machine: at each checkpoint, guest walk, shadow and processor answer the same questions.
 
     plan -> guest walk -> choose probes -> shadow (walk all, then faults to the engine) -> run on the processor
-         -> compare answers -> restore -> compare A and D bits -> second opinions
+         -> compare answers -> restore -> compare A and D bits -> second opinions (where there are any)
 
 The guest walk (`harness.x86.walk`), the shadow walk (`harness.check.shadow_walk`) and the processor share no code.
 """
@@ -21,7 +21,7 @@ from harness.check.accessed_dirty import Difference, Marks, compare_bits
 from harness.check.compare import disagreements, field_of, silicon_codes, wrong_cr2
 from harness.check.guest_walks import GuestWalks, TableCopy, ambient_frames, ram_reader
 from harness.check.layout import Layout
-from harness.check.memory import OverlayMemory
+from harness.check.memory import CheckedMemory
 from harness.check.plan import BUDGET_DEFAULT, Plan, Planner
 from harness.check.probes import ProbeRun, ProbeSet
 from harness.check.ranges import Ranges, find_ranges
@@ -29,7 +29,7 @@ from harness.check.second_opinion import SecondOpinion
 from harness.check.shadow_answers import shadow_answers, shadow_view
 from harness.check.shadow_walk import describe_shadow
 from harness.check.tags import FrameKinds, TagBoard
-from harness.check.target import ORACLES, CheckReport, CheckTarget, Mismatch, Stop
+from harness.check.target import OPINIONS, ORACLES, CheckReport, CheckTarget, Mismatch, Stop
 from harness.check.verdict import DEVICE, FRAME, NO_FRAME, Answers, Frames
 from harness.engine import ShadowEngine
 from harness.x86.access import Access
@@ -57,42 +57,47 @@ class _Checkpoint:
 
 
 class CrossCheck:
-    """Checks one run. `overlay` must be the memory that `engine` was built with, over `target.ram`.
+    """Checks one run. `memory` shows `target.ram`, and the bits that `engine` sets in it.
 
-    budget: probes per checkpoint. image: gfns of the guest's own code and data, where only zero bytes are borrowed
-    for tags. m2p: gfn of each mfn (int64), identity when None. `spent` sums seconds by phase over the run.
-    Raises ValueError for a budget below one page's accesses and for more RAM than the layout knows.
+    budget: probes per checkpoint. image: gfns of the guest's own code and data, where only zero bytes are borrowed for
+    tags (a guest that does not run while probes do needs none of that). All addresses and `phys_bits` are the guest's;
+    only the shadow's frames are the machine's. `spent` sums seconds by phase over the run. Raises ValueError for a
+    budget below one page's accesses and for more RAM than the layout knows.
     """
 
     def __init__(
         self,
         engine: ShadowEngine,
-        overlay: OverlayMemory,
+        memory: CheckedMemory,
         target: CheckTarget,
         seed: int,
         budget: int = BUDGET_DEFAULT,
         image: Collection[int] = (),
-        m2p: npt.NDArray[np.int64] | None = None,
         phys_bits: int = PHYS_BITS_DEFAULT,
     ) -> None:
         self.engine = engine
-        self.overlay = overlay
+        self.memory = memory
         self.target = target
         self.planner = Planner(seed, budget, target.can_probe)
-        self.layout = Layout(overlay.frames)
+        self.layout = Layout(memory.frames, memory.p2m)
         self.image = frozenset(image)
-        self.m2p = m2p
         self.phys_bits = phys_bits
         self.spent: dict[str, float] = {}
-        self._read = ram_reader(overlay.ram)
+        self._read = ram_reader(memory.ram)
         self.second = SecondOpinion(target, self.layout, budget)
         self._coherent: TableCopy | None = None
         self._tokens = 0
 
+    def take_over(self, other: CrossCheck) -> None:
+        """Goes on where `other`, the check of this guest on another machine, stopped."""
+        self.planner = other.planner
+        self._coherent, self._tokens, self.spent = other._coherent, other._tokens, other.spent
+
     def checkpoint(self, stop: Stop) -> CheckReport:
         """Runs the whole check at `stop`. What the target raises (a lost guest) passes through."""
         started = perf_counter()
-        report = CheckReport(dict.fromkeys(ORACLES, 0), [], {})
+        asked = [oracle for oracle in ORACLES if oracle not in OPINIONS or oracle in self.target.opinions]
+        report = CheckReport(dict.fromkeys(asked, 0), [], {})
         if stop.state.pke:
             self.engine.set_pkru(stop.state.pkru)
         check = self._survey(stop, report)
@@ -100,7 +105,8 @@ class CrossCheck:
         run, old = self._choose(check)
         if not self.target.can_probe:
             run.drop(self._without_side_effects(check, run.probes))
-        before = TableCopy.take(check.tables, self.overlay.words)
+        before = TableCopy.take(check.tables, self.memory.words)
+        self.memory.begin()
         clock = self._clock("choose", clock)
         probes = run.probes
         state = stop.state
@@ -108,19 +114,22 @@ class CrossCheck:
         clock = self._clock("shadow", clock)
         hardware = None
         if self.target.can_probe:
-            hardware = run.execute(self.target)
+            hardware = run.execute(self.target, devices=not self.target.architectural)
             report.checks["probe"] += len(probes)
+            if self.target.architectural:
+                self._announce(run.written)
         clock = self._clock("hardware", clock)
         self._compare(check, run, shadow, hardware, old)
         clock = self._clock("compare", clock)
         if hardware is not None and not stop.stale:
             self._compare_bits(check, probes, before)
         clock = self._clock("bits", clock)
-        self._second_opinions(check, probes, shadow)
+        if self.target.opinions:
+            self._second_opinions(check, probes, shadow)
         self._clock("second opinions", clock)
-        self.overlay.clear()
+        self.memory.clear()
         if not stop.stale:
-            self._coherent = TableCopy.take(check.tables, self.overlay.words)
+            self._coherent = TableCopy.take(check.tables, self.memory.words)
         report.exceptions = {name: count for name, count in sorted(check.exceptions.items()) if count}
         report.seconds = perf_counter() - started
         return report
@@ -132,14 +141,22 @@ class CrossCheck:
 
     def _to_guest(self, mfns: Frames) -> Frames:
         """gfns of `mfns`, NO_FRAME for what is not the guest's."""
-        if self.m2p is None:
+        m2p = self.memory.m2p
+        if m2p is None:
             return np.where(self.layout.ram(mfns), mfns, NO_FRAME)
-        inside = (mfns >= 0) & (mfns < len(self.m2p))
-        return np.where(inside, self.m2p[np.where(inside, mfns, 0)], NO_FRAME)
+        inside = (mfns >= 0) & (mfns < len(m2p))
+        return np.where(inside, m2p[np.where(inside, mfns, 0)], NO_FRAME)
+
+    def _announce(self, written: set[int]) -> None:
+        """Tells the engine of tables in which the check has written. Every byte is back in its place, but the engine
+        may have synchronised one while it served a probe, and must not take it for unchanged since."""
+        tables = self.engine.guest_tables()
+        for gfn in sorted(written & tables.keys()):
+            self.engine.table_written(gfn)
 
     def _survey(self, stop: Stop, report: CheckReport) -> _Checkpoint:
         """Ranges, plan and guest walks, from RAM alone."""
-        state, ram = stop.state, self.overlay.ram
+        state, ram = stop.state, self.memory.ram
         ranges = find_ranges(state, ram, self.layout, self.planner.rng(stop.index, 1), self.phys_bits)
         plan = self.planner.plan(state.mode, ranges, stop.index)
         guest = GuestWalks.of(state, plan.pages, self._read, self.layout, self.phys_bits)
@@ -165,7 +182,7 @@ class CrossCheck:
             closed=ambient_frames(check.ambient),
             entry_bytes=stop.state.mode.entry_bytes,
         )
-        board = TagBoard(self.overlay.ram, self.layout, self.target.plant, kinds)
+        board = TagBoard(self.memory.ram, self.layout, self.target.plant, kinds)
         run = ProbeRun(check.plan, check.guest, old, board, self.layout, self._tokens, check.exceptions)
         self._tokens += len(run.probes)
         return run, old
@@ -192,9 +209,10 @@ class CrossCheck:
         seen = hardware
         if hardware is not None:
             predictions = [probes.guest, shadow] + ([probes.old] if probes.old else [])
-            seen = silicon_codes(hardware, predictions, probes, state, check.exceptions)
+            if not self.target.architectural:
+                seen = silicon_codes(hardware, predictions, probes, state, check.exceptions)
         reread = np.zeros(len(probes), np.bool_)
-        if old is not None and state.mode is PAE:
+        if old is not None and state.mode is PAE and not self.target.architectural:
             changed = [
                 (ours.steps[0].entry ^ theirs.steps[0].entry) & ~PTE_A != 0
                 for ours, theirs in zip(check.guest.paths, old.paths, strict=True)
@@ -240,10 +258,14 @@ class CrossCheck:
             for path, (_, access) in zip(check.ambient.paths, check.stop.ambient, strict=True)
             if access.is_store
         }
-        found = compare_bits(before, self.overlay, marks, check.exceptions)
+        found = compare_bits(before, self.memory, marks, check.exceptions, not self.target.architectural)
         found = [one for one in found if one.entry >> PAGE_SHIFT not in stored_to]  # the server writes there itself
         if found:
             self._report_bits(check, found)
+        for address in self.memory.strays():
+            path = Path(address, (), "not walked")
+            engine = f"bits set at machine address {address:#x}"
+            self._mismatch(check, path, "ad_bits", "place", 0, None, "none outside the guest", engine, "not asked")
 
     def _report_bits(self, check: _Checkpoint, found: list[Difference]) -> None:
         through = {step.address: path for path in reversed(check.guest.paths) for step in path.steps}

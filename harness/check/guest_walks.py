@@ -118,9 +118,11 @@ def _code_row(key: tuple[str, int], control: ControlState) -> list[int]:
 def _odd(path: Path, layout: Layout) -> bool:
     """Whether a table of the walk lies where the RAM map does not show what the processor reads."""
     for step in path.steps:
-        if step.table >= HOLE_FIRST and (
-            step.table < HOLE_END or (step.table >= layout.frames and DEVICES_FIRST <= step.table < DEVICES_END)
-        ):
+        table = step.table
+        if table < layout.frames:
+            if not layout.is_ram(table):
+                return True
+        elif DEVICES_FIRST <= table < DEVICES_END or HOLE_FIRST <= table < HOLE_END:
             return True
     return False
 

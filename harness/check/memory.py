@@ -1,16 +1,57 @@
-"""Guest RAM as the engine sees it, with the accessed and dirty bits that it predicts kept apart.
+"""Guest RAM as the checker needs it, and, for observe mode, as the engine sees it.
 
 The engine sets A and D in guest tables when it fills the shadow; in observe mode the processor does the same by
 itself when the probe runs. Were both to write RAM nobody could tell who was right. So the engine's bits go to an
-overlay that it reads back as if they were in memory, and `harness.check.accessed_dirty` compares the two.
+overlay that it reads back as if they were in memory, and `harness.check.accessed_dirty` compares the two. (In live
+mode nobody but the engine sets them: `harness.check.live_memory`.)
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.engine import Bytes, Words
+
+Ints = npt.NDArray[np.int64]
+
+
+class CheckedMemory(Protocol):
+    """What the checker needs of a guest's memory and of what the engine did to it, all in guest-physical terms."""
+
+    @property
+    def ram(self) -> Bytes:
+        """Guest-physical memory as it is, live: uint8, whole frames."""
+
+    @property
+    def words(self) -> Words:
+        """The same, shape (frames, 512)."""
+
+    @property
+    def frames(self) -> int:
+        """How many 4 KiB frames the guest has."""
+
+    @property
+    def p2m(self) -> Ints | None:
+        """mfn of each gfn as of now, -1 where there is none; None: itself."""
+
+    @property
+    def m2p(self) -> Ints | None:
+        """gfn of each mfn as of now, -1 where it is not the guest's; None: itself."""
+
+    def begin(self) -> None:
+        """A checkpoint's walks begin: from here on the bits that the engine sets are needed."""
+
+    def overlaid(self) -> tuple[Ints, Words]:
+        """(word indices, bits) that the engine has set in the guest's memory."""
+
+    def strays(self) -> list[int]:
+        """Machine addresses outside the guest's memory where the engine has set bits, which it never may."""
+
+    def clear(self) -> None:
+        """The checkpoint is over: the bits that the engine set are forgotten."""
 
 
 class OverlayMemory:
@@ -78,7 +119,22 @@ class OverlayMemory:
         """RAM itself, without the overlay, shape (frames, 512)."""
         return self._words
 
-    def overlaid(self) -> tuple[npt.NDArray[np.int64], Words]:
+    @property
+    def p2m(self) -> Ints | None:
+        return None
+
+    @property
+    def m2p(self) -> Ints | None:
+        return None
+
+    def begin(self) -> None:
+        """Nothing to do: the overlay is always there."""
+
+    def strays(self) -> list[int]:
+        """Nothing: `or64` refuses an address outside."""
+        return []
+
+    def overlaid(self) -> tuple[Ints, Words]:
         """(word indices, bits) of the whole overlay."""
         count = len(self._bits)
         return np.fromiter(self._bits, np.int64, count), np.fromiter(self._bits.values(), np.uint64, count)

@@ -27,7 +27,7 @@ from harness.check.tags import (
     decode_code,
     decode_load,
 )
-from harness.check.target import CheckTarget
+from harness.check.target import NO_MEMORY, ProbeServer
 from harness.check.verdict import (
     DEVICE,
     FRAME,
@@ -95,6 +95,7 @@ class ProbeRun:
         self.exceptions = exceptions
         self._guest, self._old = guest, old
         self._first_token = first_token
+        self.records = np.zeros(0, PROBE)  # as they came back, one per probe
         self.cr2 = np.zeros(0, np.uint64)
         self.probes = self._choose()
 
@@ -200,8 +201,11 @@ class ProbeRun:
         """Keeps only the probes `keep`."""
         self.probes = _subset(self.probes, keep)
 
-    def execute(self, target: CheckTarget) -> Answers:
-        """Plants, runs all probes in batches, reads the answers, restores. Sets `cr2` (uint64, per probe)."""
+    def execute(self, target: ProbeServer, devices: bool = True) -> Answers:
+        """Plants, runs all probes in batches, reads the answers, restores. Sets `records` and `cr2`.
+
+        devices: a load where there is no RAM completes, and nothing can be said of what it reads.
+        """
         probes, board = self.probes, self.board
         raw = np.zeros(len(probes), PROBE)
         raw["va"], raw["op"], raw["value"] = probes.va, probes.access, probes.token
@@ -211,9 +215,10 @@ class ProbeRun:
         try:
             done = [target.run_probes(raw[at : at + PROBE_MAX]) for at in range(0, len(raw), PROBE_MAX)]
             result = np.concatenate(done) if done else raw
-            answers = self._read(result, before)
+            answers = self._read(result, before, devices)
         finally:
             board.restore()
+        self.records = result
         self.cr2 = result["cr2"].astype(np.uint64)
         return answers
 
@@ -235,8 +240,13 @@ class ProbeRun:
         values: npt.NDArray[np.uint32] = self.board.dwords[frames << 10 | self.probes.place >> 2]
         return values
 
-    def _read(self, result: npt.NDArray[np.void], before: npt.NDArray[np.uint32]) -> Answers:
-        """The processor's answers from the records that came back."""
+    @property
+    def written(self) -> set[int]:
+        """gfns in which something was planted, or where a probe may have stored: what the engine did not hear of."""
+        return self.board.planted | set((self._watched() >> 10).tolist())
+
+    def _read(self, result: npt.NDArray[np.void], before: npt.NDArray[np.uint32], devices: bool) -> Answers:
+        """The processor's answers from the records that came back; devices: see `execute`."""
         probes, frames = self.probes, self.layout.frames
         answers = Answers.empty(len(probes))
         status, value = result["status"], result["value"].astype(np.uint32)
@@ -250,9 +260,15 @@ class ProbeRun:
         answers.codes[done] = FRAME
         answers.frames[:] = np.where(kind == 2, decode_code(value, frames), decode_load(value, frames))
         self._where_stored(answers, np.flatnonzero(done & (kind == 1)))
-        self._weigh_untagged(answers, done & (kind == 0) & ~probes.tagged, value, before)
+        loose = done & (kind == 0) & ~probes.tagged
+        outside = probes.guest.codes == DEVICE
+        if devices:
+            answers.codes[loose & outside] = DEVICE
+        self._weigh_untagged(answers, loose if devices else loose & ~outside, value, before)
+        nothing = status == NO_MEMORY
+        answers.codes[nothing] = DEVICE
         answers.frames[~done] = NO_FRAME
-        answers.codes[~(fault | other | done)] = NOT_RUN
+        answers.codes[~(fault | other | done | nothing)] = NOT_RUN
         return answers
 
     def _where_stored(self, answers: Answers, at: Indices) -> None:
@@ -274,7 +290,6 @@ class ProbeRun:
     ) -> None:
         """Loads without a tag: nothing to see outside RAM and in the server's own pages, else the value counts."""
         guest = self.probes.guest
-        answers.codes[at & (guest.codes == DEVICE)] = DEVICE
         closed = np.fromiter(self.board.kinds.closed, np.int64, len(self.board.kinds.closed))
         visible = self.layout.ram(guest.frames) & ~np.isin(guest.frames, closed)
         same = ~visible | ((value ^ before) & ~_AD_BITS == 0)

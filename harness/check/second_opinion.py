@@ -58,7 +58,7 @@ class TlbDump:
 
 
 class SecondOpinion:
-    """Asks the weak oracles about the final answers of LOAD probes at one checkpoint after the other.
+    """Asks the weak oracles that the target has about the final answers of LOAD probes, checkpoint by checkpoint.
 
     budget: probes per checkpoint; the questions are a fixed share of it.
     """
@@ -81,6 +81,8 @@ class SecondOpinion:
         return found + self._memory(_sample(readable, self.reads, rng), va, shadow, checks)
 
     def _addresses(self, sample: list[int], va: Words, shadow: Answers, checks: dict[str, int]) -> list[Opinion]:
+        if "gva2gpa" not in self.target.opinions:
+            return []
         checks["gva2gpa"] += len(sample)
         seen = self.target.gva2gpa([int(va[at]) for at in sample])
         return [
@@ -102,6 +104,8 @@ class SecondOpinion:
 
     def _memory(self, sample: list[int], va: Words, shadow: Answers, checks: dict[str, int]) -> list[Opinion]:
         """16 aligned bytes behind each address, read by the debug walk, against the predicted frame in RAM."""
+        if "memory" not in self.target.opinions:
+            return []
         checks["memory"] += len(sample)
         places = [int(va[at]) & ~0xF for at in sample]
         found = []
@@ -124,7 +128,9 @@ class SecondOpinion:
     ) -> list[Opinion]:
         """Looks all translated addresses up in `info tlb`, when the text (about `lines` lines) can be afforded."""
         self._credit += LINES_PER_CHECKPOINT
-        if not mode.levels or not lines or lines > min(self._credit, LINES_MAX):
+        if "info_tlb" not in self.target.opinions or not mode.levels:
+            return []
+        if not lines or lines > min(self._credit, LINES_MAX):
             return []
         self._credit -= lines
         dump = parse_info_tlb(self.target.info_tlb())

@@ -12,8 +12,8 @@ from typing import Final
 import numpy as np
 
 from harness.check.shadow_walk import Accesses, ShadowView, shadow_walk
-from harness.check.verdict import ESCAPED, FRAME, GP, STUCK, Answers, Frames
-from harness.engine import RETRY, ShadowEngine, Words
+from harness.check.verdict import DEVICE, ESCAPED, FRAME, GP, STUCK, Answers, Frames
+from harness.engine import AWAY, RETRY, ShadowEngine, Words
 from harness.x86.bits import PAGE_SHIFT
 
 FILL_ROUNDS: Final = 3
@@ -58,6 +58,7 @@ def shadow_answers(
                 break
         else:
             answers.codes[at] = STUCK
+    answers.codes[answers.codes == AWAY] = DEVICE  # a frame that was taken away is as little there as a device's
     translated = answers.codes == FRAME
     answers.frames[translated] = to_guest(answers.frames[translated])
     return answers

@@ -216,6 +216,11 @@ class TagBoard:
             ]
             self._plant([((gfn << 12) + offset, tag_slot(gfn)[:8]) for gfn, offset in code])
 
+    @property
+    def planted(self) -> set[int]:
+        """gfns that get a tag for the time of the checkpoint."""
+        return {gfn for gfn, _ in self._planted}
+
     def _save(self, at: Ints) -> None:
         self._saved.append((at, self.dwords[at]))
 

@@ -1,4 +1,8 @@
-"""What the cross-check needs of a machine stopped at a checkpoint. Implemented by the session."""
+"""What the cross-check needs of a machine stopped at a checkpoint. Implemented by the sessions.
+
+In observe mode the guest stands at its checkpoint and probes by itself; the processor walks the guest's own tables. In
+live mode probes run beside the guest, on the shadow, with the engine behind its faults.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,11 @@ from harness.x86.access import Access
 from harness.x86.control import ControlState
 
 ORACLES: Final = ("probe", "gva2gpa", "memory", "info_tlb", "ad_bits")
+OPINIONS: Final = frozenset(("gva2gpa", "memory", "info_tlb"))
+"""The weak oracles among them: they can be asked only while the processor itself runs on the guest's tables."""
+NO_MEMORY: Final = 0x100
+"""A probe's status beyond `harness.machine.mailbox.Status`: in live mode, the engine says that the guest's tables lead
+to a guest frame without a machine frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +30,7 @@ class Stop:
 
     stale: the guest says that changes are pending which the TLB may not have seen. ambient: (page address,
     access) of what the probe server itself touches while it serves (its code, stack, mailbox, descriptor
-    tables): their A and D bits are set by serving, whatever is probed.
+    tables): their A and D bits are set by serving, whatever is probed. Nothing in live mode.
     """
 
     index: int
@@ -32,20 +41,37 @@ class Stop:
     ambient: tuple[tuple[int, Access], ...] = ()
 
 
-class CheckTarget(Protocol):
+class ProbeServer(Protocol):
+    """What runs probes."""
+
+    def run_probes(self, probes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Runs `probes` (dtype harness.machine.mailbox.PROBE, at most PROBE_MAX), in order, and gives the same records
+        with value, status, code and cr2 filled in. Raises MachineError if the guest is lost.
+
+        On the shadow a #PF goes to the engine: one that it resolves is tried again, one that it would inject is a FAULT
+        with its code, #GP an EXCEPTION, and MMIO or AWAY end the probe with the status NO_MEMORY.
+        """
+
+
+class CheckTarget(ProbeServer, Protocol):
     """The machine as the oracles use it."""
 
     @property
     def ram(self) -> Bytes:
-        """Guest RAM, live, through the shared map (uint8, gfn = mfn in observe mode). Never write code here."""
+        """Guest-physical memory, live (uint8). Never write code here."""
 
     @property
     def can_probe(self) -> bool:
-        """Whether the guest has a probe server."""
+        """Whether probes can be run."""
 
-    def run_probes(self, probes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Runs `probes` (dtype harness.machine.mailbox.PROBE, at most PROBE_MAX) in the guest, in order, and gives
-        the same records with value, status, code and cr2 filled in. Raises MachineError if the guest is lost."""
+    @property
+    def architectural(self) -> bool:
+        """Whether error codes and A and D bits come from the engine, by the book (live mode). False: the processor
+        walks the guest's own tables, and both are QEMU's."""
+
+    @property
+    def opinions(self) -> frozenset[str]:
+        """Which of OPINIONS can be asked about the guest. The methods of the others are not called."""
 
     def plant(self, writes: list[tuple[int, bytes]]) -> None:
         """Writes (guest-physical address, bytes) so that QEMU drops translated code of those bytes."""
@@ -84,7 +110,7 @@ class Mismatch:
 class CheckReport:
     """What one checkpoint's cross-check did.
 
-    checks: oracle (probe, gva2gpa, memory, info_tlb, ad_bits) -> how many answers were compared.
+    checks: oracle (those of ORACLES that the target has) -> how many answers were compared.
     exceptions: name of a known difference between QEMU and silicon, or of a weak oracle's known bug -> count.
     """
 

@@ -22,9 +22,9 @@ Mask = npt.NDArray[np.bool_]
 FRAME: Final = RETRY  # translated: the frame says where to
 DEVICE: Final = MMIO  # translated, to an address that no guest RAM backs
 GP: Final = GENERAL_PROTECTION
-STUCK: Final = -4  # the engine keeps saying "retry", the shadow keeps faulting
-ESCAPED: Final = -5  # the shadow leads to a table outside the pool
-NOT_RUN: Final = -6
+STUCK: Final = -16  # the engine keeps saying "retry", the shadow keeps faulting
+ESCAPED: Final = -17  # the shadow leads to a table outside the pool
+NOT_RUN: Final = -18
 VECTOR_BASE: Final = -256  # an exception other than #PF and #GP: VECTOR_BASE - vector
 NO_FRAME: Final = -1
 
@@ -67,4 +67,4 @@ def answer_text(code: int, frame: int) -> str:
         return f"no RAM, at {frame << PAGE_SHIFT:#x}" if frame >= 0 else "no RAM"
     if code <= VECTOR_BASE:
         return f"exception {VECTOR_BASE - code}"
-    return _NAMES[code]
+    return _NAMES.get(code, f"the engine's result {code}")

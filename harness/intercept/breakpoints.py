@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from harness.machine.gdbstub import breakpoint_packet
 from harness.x86.bits import PAGE_SHIFT, PAGE_SIZE
-from harness.x86.decode import MAX_INSTRUCTION, candidates, decode
+from harness.x86.decode import candidates, decode
+from harness.x86.operands import MAX_INSTRUCTION
 
 Bytes = npt.NDArray[np.uint8]
 

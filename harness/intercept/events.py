@@ -11,8 +11,9 @@ KEPT: Final = 64  # events that a failure report can show
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One intercepted event. kind: cr3_load, table_write, invlpg or control. rip: of the instruction (0 for
-    stores: QEMU stops after them). value: new CR3, linear address, or gfn of the table. text: the instruction."""
+    """One intercepted event. kind: cr3_load, table_write, invlpg, control, and in live mode page_fault and the other
+    kinds of exits. rip: of the instruction (0 for stores in observe mode: QEMU stops after them). value: new CR3,
+    linear address, gfn of the table, or what the exit is about. text: the instruction."""
 
     index: int
     kind: str
@@ -21,7 +22,7 @@ class Event:
     text: str = ""
 
     def __str__(self) -> str:
-        what = {"table_write": "gfn", "invlpg": "va", "cr3_load": "cr3"}.get(self.kind, "value")
+        what = {"table_write": "gfn", "invlpg": "va", "page_fault": "va", "cr3_load": "cr3"}.get(self.kind, "value")
         place = f" at {self.rip:#x}" if self.rip else ""
         return f"#{self.index} {self.kind} {what}={self.value:#x}{place}{f'  {self.text}' if self.text else ''}"
 
@@ -31,16 +32,21 @@ class EventLog:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self._recent: deque[Event] = deque(maxlen=KEPT)
-        self.total = 0
+        self._recent: deque[tuple[str, int, int, str]] = deque(maxlen=KEPT)  # an Event is made when one is shown
 
-    def add(self, kind: str, rip: int, value: int, text: str = "") -> Event:
-        event = Event(self.total, kind, rip, value, text)
-        self.total += 1
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, kind: str, rip: int, value: int, text: str = "") -> None:
+        self._recent.append((kind, rip, value, text))
         self.counts[kind] += 1
-        self._recent.append(event)
-        return event
+
+    def last(self, count: int = KEPT) -> list[Event]:
+        """The last `count` events, oldest first."""
+        recent = list(self._recent)[-count:]
+        return [Event(index, *fields) for index, fields in enumerate(recent, self.total - len(recent))]
 
     def recent(self, count: int = 16) -> list[str]:
         """The last `count` events as text, oldest first."""
-        return [str(event) for event in list(self._recent)[-count:]]
+        return [str(event) for event in self.last(count)]

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from harness.engine import ShadowEngine
 from harness.intercept.breakpoints import CodeScanner
 from harness.intercept.events import EventLog
+from harness.intercept.interception import Outcome, Ran
 from harness.intercept.watchpoints import WatchSet
 from harness.machine.deadline import Deadline
 from harness.machine.errors import DeadlineExceeded, StubClosed
@@ -26,7 +26,8 @@ from harness.machine.gdbstub import ALL_REGISTERS, STEP, StopReply, breakpoint_p
 from harness.machine.qemu import Machine
 from harness.x86 import bits
 from harness.x86.control import ControlState
-from harness.x86.decode import MAX_INSTRUCTION, ControlInstruction, decode
+from harness.x86.decode import ControlInstruction, decode
+from harness.x86.operands import MAX_INSTRUCTION
 
 Translate = Callable[[ControlState, int], int | None]
 
@@ -34,21 +35,6 @@ _CONTROL_KINDS: Final = frozenset(("cr0", "cr4", "lmsw", "wrmsr"))
 
 
 _UNSEEN: Final = "guest table gfn {:#x} changed and no store was seen"
-
-
-class Outcome(Enum):
-    """Why `Observer.run` came back."""
-
-    STOP = "stop"  # at the address asked for
-    EXITED = "exited"  # QEMU is ending
-    DEADLINE = "deadline"  # the guest was interrupted and is stopped
-    EVENTS = "events"  # `max_events` more events were handled
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    outcome: Outcome
-    registers: dict[str, int]
 
 
 def control_state(registers: Mapping[str, int], pkru: int = 0) -> ControlState:

@@ -1,24 +1,29 @@
-"""The guest's serial console: a UNIX socket read through pexpect, line by line, in a thread.
+"""The guest's serial console: a pipe read through pexpect, line by line, in a thread.
 
-The thread exists because a guest that prints must never wait for the harness (QEMU stops taking characters
-once the socket is full), while the harness waits on the gdbstub.
+The thread exists because a guest that prints must never wait for the harness, which waits for the guest. A pipe, and a
+large one, because QEMU (7.2) drops characters that it cannot write after a few tries, and a UNIX socket is full after
+some 270 of them: each is a message with a header of its own. In live mode the thread may come late by some
+milliseconds, in which a guest prints more than that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import re
-import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import pexpect
-from pexpect.socket_pexpect import SocketSpawn
+from pexpect.fdpexpect import fdspawn
 
 from harness.machine.deadline import Deadline
-from harness.machine.sockets import connect
+
+PIPE_BYTES: Final = 1 << 20  # what an unprivileged process may ask for (/proc/sys/fs/pipe-max-size)
+LOOK_SECONDS: Final = 0.2  # between two looks whether the console was closed from this side
+_LINE, _EOF, _TIMEOUT = range(3)
 
 KEEP_BYTES: Final = 2 << 20  # of a flooding guest's output, the first 2 MiB are kept
 _TAP = re.compile(r"^(not ok|ok)\b\s*(\d*)\s*-?\s*(.*)$")
@@ -28,39 +33,64 @@ _PLAN = re.compile(r"^1\.\.(\d+)")
 class Console:
     """Everything that the guest prints on COM1. lines: without line ends. dropped: bytes beyond KEEP_BYTES."""
 
-    def __init__(self, path: Path, deadline: Deadline, ended: Callable[[], bool] = lambda: False) -> None:
-        self._socket = connect(path, deadline, ended)
-        self._spawn = SocketSpawn(self._socket, timeout=None, maxread=65536, use_poll=True)
+    def __init__(self, path: Path) -> None:
+        """Makes the pipes `path`.in and `path`.out that QEMU's ``-chardev pipe,path=PATH`` is to open."""
+        out = path.with_name(f"{path.name}.out")
+        os.mkfifo(path.with_name(f"{path.name}.in"), 0o600)
+        os.mkfifo(out, 0o600)
+        self._descriptor = os.open(out, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # a smaller limit: the pipe stays as large as it is
+            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self._spawn = fdspawn(self._descriptor, timeout=None, maxread=65536, use_poll=True)
+        self._closing = False
         self.lines: list[str] = []
         self.dropped = 0
         self._kept = 0
         self._changed = threading.Condition()
         self._ended = False
+        self._open = False  # the last line has no end yet
+        self._goes_on = False  # the next one is the rest of it
         self._thread = threading.Thread(target=self._pump, name="console", daemon=True)
         self._thread.start()
 
     def _pump(self) -> None:
         spawn = self._spawn
         # A line is cut at 4 KiB: a guest that never ends its line must not make every search longer.
-        patterns = spawn.compile_pattern_list([rb"[^\n]{0,4096}\n|[^\n]{4096}", pexpect.EOF])
+        patterns = spawn.compile_pattern_list([rb"[^\n]{0,4096}\n|[^\n]{4096}", pexpect.EOF, pexpect.TIMEOUT])
         while True:
             try:
-                which = spawn.expect_list(patterns, timeout=None)
+                which = spawn.expect_list(patterns, timeout=LOOK_SECONDS)
             except (OSError, ValueError, pexpect.ExceptionPexpect):
-                which = 1
-            data = spawn.after if which == 0 else spawn.before
+                which = _EOF
+            if which == _TIMEOUT and not self._closing:
+                continue  # what there is of a line stays in the buffer
+            data = spawn.after if which == _LINE else spawn.before
             text = data.decode("latin-1") if isinstance(data, bytes) else ""
             with self._changed:
                 if text:
                     if self._kept < KEEP_BYTES:
-                        self.lines.append(text.rstrip("\r\n"))
+                        line = text.rstrip("\r\n")
+                        if self._goes_on:
+                            self.lines[-1] += line
+                        else:
+                            self.lines.append(line)
+                        self._open, self._goes_on = text[-1] != "\n", False
                         self._kept += len(text)
                     else:
                         self.dropped += len(text)
-                self._ended = which != 0
+                self._ended = which != _LINE
                 self._changed.notify_all()
-            if which != 0:
+            if which != _LINE:
                 return
+
+    def follow(self, earlier: Console) -> None:
+        """Puts what `earlier` got in front: the console of the machine that this guest, which has not printed here yet,
+        ran on before. A line that it had begun goes on here."""
+        with self._changed:
+            self.lines[:0] = earlier.lines
+            self._kept += earlier._kept
+            self.dropped += earlier.dropped
+            self._goes_on = earlier._open
 
     def expect(self, pattern: str, deadline: Deadline) -> str | None:
         """Waits for a line that matches `pattern`; the line, or None if the console ends or time runs out."""
@@ -103,8 +133,8 @@ class Console:
         return plan, results, bailed
 
     def close(self) -> None:
-        # shutdown wakes the pump out of its poll; close alone would leave it waiting.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(1.0)
-        self._socket.close()
+        self._closing = True
+        self._thread.join(5 * LOOK_SECONDS)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -52,6 +52,16 @@ class Image:
         """The first physical address after everything the image loads."""
         return max(segment.paddr + segment.size for segment in self.segments)
 
+    @property
+    def writable_pages(self) -> list[int]:
+        """Virtual addresses of the pages that the guest writes as it runs: its data, its stack, its mailbox."""
+        return [
+            page
+            for segment in self.segments
+            if segment.flags & WRITABLE
+            for page in range(segment.vaddr & -4096, segment.vaddr + segment.size, 4096)
+        ]
+
 
 def load_image(path: Path) -> Image:
     """Reads the ELF file at `path`. Raises BadImage if it is not an x86 ELF executable with something to load."""

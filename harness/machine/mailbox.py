@@ -18,6 +18,8 @@ EXIT_PORT: Final = 0xF4
 EXIT_PASS: Final = 0x10
 EXIT_FAIL: Final = 0x11
 EXIT_NO_GUEST: Final = 0x12
+EXIT_NO_SVM: Final = 0x13
+STOP_PORT: Final = 0xE4
 TAG_OFFSET: Final = 0xE40
 TAG_BYTES: Final = 16
 

@@ -67,7 +67,8 @@ def find_qemu() -> tuple[Path, tuple[int, int]]:
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
     """What to launch. cpu: QEMU's -cpu. ram_mib: RAM. bios: our ROM, None for SeaBIOS (kernels that need it).
-    kernel, initrd, append: for -kernel. extra: further arguments."""
+    kernel, initrd, append: for -kernel. extra: further arguments. smp: vCPUs. threads: ``single`` runs all vCPUs on one
+    thread of the host, in turn; ``multi`` gives each its own."""
 
     cpu: str = "max"
     ram_mib: int = 32
@@ -76,6 +77,8 @@ class MachineSpec:
     initrd: Path | None = None
     append: str | None = None
     extra: tuple[str, ...] = field(default=())
+    smp: int = 1
+    threads: str = "single"
 
 
 def _bare(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
@@ -83,8 +86,10 @@ def _bare(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
     ram = scratch / "ram"
     command = [str(binary)]
     command += ["-name", "xi-harness"]
-    command += ["-accel", "tcg,thread=single"]  # the MMU under test is TCG's; one thread is reproducible
+    command += ["-accel", f"tcg,thread={spec.threads}"]  # the MMU under test is TCG's; one thread is reproducible
     command += ["-cpu", spec.cpu]
+    if spec.smp > 1:
+        command += ["-smp", f"{spec.smp},sockets=1,cores={spec.smp},threads=1"]  # APIC IDs count from 0
     command += ["-m", f"{spec.ram_mib}M"]
     command += ["-object", f"memory-backend-file,id=ram,size={spec.ram_mib}M,mem-path={ram},share=on"]
     command += ["-M", "pc,memory-backend=ram"]  # RAM is a file that the harness maps as well
@@ -107,7 +112,7 @@ def _bare(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
 def command_line(spec: MachineSpec, scratch: Path, binary: Path) -> list[str]:
     """QEMU's command line for `spec`, with its sockets and RAM file in `scratch`."""
     command = _bare(spec, scratch, binary)
-    command += ["-chardev", f"socket,path={scratch / 'console'},server=on,wait=off,id=console"]
+    command += ["-chardev", f"pipe,path={scratch / 'console'},id=console"]
     command += ["-serial", "chardev:console"]
     command += ["-chardev", f"socket,path={scratch / 'qmp'},server=on,wait=off,id=qmp"]
     command += ["-mon", "chardev=qmp,mode=control"]
@@ -151,6 +156,8 @@ class Machine:
             stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             self.ram = RamMap(scratch / "ram", spec.ram_mib << 20)
             stack.callback(self.ram.release)
+            self.console = Console(scratch / "console")
+            stack.callback(self.console.close)
             self.command = command_line(spec, scratch, binary)
             self._stderr: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
             self.process = subprocess.Popen(
@@ -167,10 +174,8 @@ class Machine:
             if prepare is not None:
                 prepare(self.ram)
             try:
-                self.gdb = GdbStub(scratch / "gdb", deadline, self._ended)
+                self.gdb = GdbStub(scratch / "gdb", deadline, self.ended)
                 stack.callback(self.gdb.close)
-                self.console = Console(scratch / "console", deadline, self._ended)
-                stack.callback(self.console.close)
                 self._qmp_path = scratch / "qmp"
                 self.monitor = Monitor(self._qmp_path, deadline)
                 stack.callback(self.monitor.close)
@@ -179,7 +184,8 @@ class Machine:
             shutil.rmtree(scratch, ignore_errors=True)
             self._resources = stack.pop_all()
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Whether QEMU has ended."""
         return self.process.poll() is not None
 
     # ---- its end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class RamMap:
         """Creates the file. Raises MachineError when that is not possible; there may be no room for it yet."""
         self.path, self.size = path, size
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._close = weakref.finalize(self, os.close, self._descriptor)
         try:
             os.ftruncate(self._descriptor, size)
             self._map = mmap.mmap(self._descriptor, size)
@@ -40,17 +42,24 @@ class RamMap:
         To be called once, before anything is written. QEMU may open the file meanwhile: the two take their time.
         """
         try:
-            os.posix_fallocate(self._descriptor, 0, self.size)
+            os.posix_fallocate(self.descriptor, 0, self.size)
         except OSError as error:
-            raise self._no_room(error) from error
-        finally:
             self.release()
+            raise self._no_room(error) from error
+
+    @property
+    def descriptor(self) -> int:
+        """The open file, for who maps parts of it elsewhere (`harness.machine.guest_view`); it needs no name any more.
+
+        Raises MachineError once it is released.
+        """
+        if not self._close.alive:
+            raise MachineError("the file behind RAM is closed")
+        return self._descriptor
 
     def release(self) -> None:
-        """Closes the descriptor; the mapping stays."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Closes the descriptor; the mapping stays. May be called twice."""
+        self._close()
 
     def _no_room(self, error: OSError) -> MachineError:
         return MachineError(f"no room for {self.size >> 20} MiB of guest RAM in {self.path.parent}: {error.strerror}")

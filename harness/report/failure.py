@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from harness.check.render import render
+from harness.report import live_run
 from harness.report.record import RunRecord
 from harness.report.text import one_line, printable
 
@@ -19,8 +20,8 @@ def failure_block(record: RunRecord, shown: int = SHOWN) -> str:
     """The block for one run as text, several lines, no colour, no trailing newline.
 
     In this order: what ran and how it ended; the first `shown` mismatches with the guest walk, the shadow walk
-    and the hardware's answer side by side; broken invariants; missed interceptions; failed TAP lines; the
-    last events; where the logs are; commands to paste.
+    and the hardware's answer side by side; where the native run went another way; broken invariants; missed
+    interceptions; failed TAP lines; the last events; where the logs are; commands to paste.
     """
     lines = _headline(record)
     quiet = replace(record, recent_events=[], repro=[])  # said once, at the end
@@ -29,6 +30,7 @@ def failure_block(record: RunRecord, shown: int = SHOWN) -> str:
     hidden = record.mismatches - min(shown, len(record.failures))
     if hidden > 0 and record.failures:
         lines += ["", f"... and {hidden} more mismatches of this run"]
+    lines += _section("differences from the native run", *live_run.differences(record))
     lines += _section("broken invariants", record.audit, record.audit_failures)
     lines += _section("changes that no intercepted event explains", record.misses, record.interception_misses)
     lines += _section("failed lines of the guest's console", [text for ok, text in record.tap if not ok])
@@ -40,8 +42,9 @@ def failure_block(record: RunRecord, shown: int = SHOWN) -> str:
 
 
 def reproduce(record: RunRecord) -> str:
-    """The command that runs this guest again with the same seed."""
-    return f"xi-harness run {record.guest} --paging {record.paging} --seed {record.seed}"
+    """The command that runs this guest again in the same mode with the same seed."""
+    mode = "" if record.mode == "observe" else f" --mode {record.mode}"
+    return f"xi-harness run {record.guest} --paging {record.paging}{mode} --seed {record.seed}"
 
 
 def _headline(record: RunRecord) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Final
 from jinja2 import Environment
 
 from harness import __version__
+from harness.report import live_run
 from harness.report.failure import failure_block
 from harness.report.output_file import write_atomic
 from harness.report.record import RunRecord
@@ -34,19 +35,30 @@ svg { max-width: 100%; height: auto; }
 intercepted; {{ "{:,}".format(totals.checks["probe"]) }} probe checks; {{ totals.mismatches }} mismatches,
 {{ totals.audit_failures }} audit failures, {{ totals.interception_misses }} interception misses.</p>
 <table>
-<tr><th>guest<th>paging<th>engine<th>verdict<th>expected<th>events<th>checks<th>seconds<th>reason</tr>
+<tr><th>guest<th>paging<th>mode<th>engine<th>verdict<th>expected<th>events<th>checks<th>seconds<th>reason</tr>
 {% for r in records -%}
-<tr><td>{{ r.guest }}<td>{{ r.paging }}<td>{{ r.engine }}
+<tr><td>{{ r.guest }}<td>{{ r.paging }}<td>{{ r.mode }}<td>{{ r.engine }}
 <td{% if not r.as_expected %} class="wrong"{% endif %}>{{ r.verdict }}<td>{{ r.expected }}
 <td class="n">{{ "{:,}".format(r.intercepted) }}<td class="n">{{ "{:,}".format(r.checks.values() | sum) }}
 <td class="n">{{ "%.2f" | format(r.seconds) }}<td>{{ r.reason | shown }}</tr>
 {% endfor -%}
 </table>
-{% if picture %}<h2>Events and checks</h2>
+{% if live %}<h2>Live mode</h2>
+<table>
+<tr><th>guest<th>paging{% for name in live_columns %}<th>{{ name }}{% endfor %}<th>exits by kind</tr>
+{% for r in live -%}
+<tr><td>{{ r.guest }}<td>{{ r.paging }}{% for cell in cells(r) %}<td class="n">{{ cell }}{% endfor -%}
+<td>{% for name, count in by_kind(r) %}{{ name }} {{ "{:,}".format(count) }}{{ ", " if not loop.last }}{% endfor %}</tr>
+{% endfor -%}
+</table>
+{% endif %}
+{%- if compared %}<p>{{ compared }}.</p>
+{% endif %}
+{%- if picture %}<h2>Events and checks</h2>
 {{ picture | safe }}
 {% endif %}
 {%- for r in records if not r.as_expected %}
-<h2>{{ r.guest }} {{ r.paging }}</h2>
+<h2>{{ r.guest }} {{ r.paging }}{{ " " ~ r.mode if r.mode != "observe" }}</h2>
 <pre>{{ block(r) }}</pre>
 {%- endfor %}
 </html>
@@ -62,8 +74,18 @@ def document(records: Sequence[RunRecord]) -> str:
         totals=Totals.of(records),
         records=records,
         block=failure_block,
+        live=live_run.ran_live(records),
+        live_columns=[name for name, _, _ in live_run.COLUMNS],
+        cells=live_run.cells,
+        by_kind=live_run.by_kind,
+        compared=live_run.compared(records),
         picture=picture(records) if records else "",
     )
+
+
+def _name(record: RunRecord) -> str:
+    mode = "" if record.mode == "observe" else f" {record.mode}"
+    return f"{record.guest} {record.paging}{mode}"
 
 
 def picture(records: Sequence[RunRecord]) -> str:
@@ -72,7 +94,7 @@ def picture(records: Sequence[RunRecord]) -> str:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(10, 1.5 + 0.22 * len(records)), layout="constrained")
-    names = [f"{record.guest} {record.paging}" for record in records]
+    names = [_name(record) for record in records]
     for axes, title, counts in zip(
         figure.subplots(1, 2, sharey=True),
         ("events", "checks"),
@@ -80,7 +102,7 @@ def picture(records: Sequence[RunRecord]) -> str:
         strict=True,
     ):
         left = [0] * len(records)
-        for kind in counts[0]:
+        for kind in dict.fromkeys(kind for each in counts for kind in each):
             widths = [each.get(kind, 0) for each in counts]
             axes.barh(names, widths, left=left, label=kind)
             left = [a + b for a, b in zip(left, widths, strict=True)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 from harness.report.failure import failure_block
+from harness.report.live_run import exits
 from harness.report.output_file import write_atomic
 from harness.report.record import RunRecord
 from harness.report.text import one_line, printable
@@ -57,7 +58,8 @@ def document(records: Sequence[RunRecord], name: str = "xi-harness") -> str:
 
 
 def _properties(record: RunRecord) -> dict[str, str]:
-    return {
+    fixed = {
+        "mode": record.mode,
         "engine": record.engine,
         "seed": str(record.seed),
         "verdict": record.verdict,
@@ -68,6 +70,11 @@ def _properties(record: RunRecord) -> dict[str, str]:
         "audit_failures": str(record.audit_failures),
         "interception_misses": str(record.interception_misses),
     }
+    kinds = {f"events.{kind}": str(count) for kind, count in record.events.items() if count}
+    live = {f"live.{name}": str(value) for name, value in record.live.items() if not isinstance(value, Mapping)}
+    if record.live:
+        live["live.exits"] = str(exits(record.live))
+    return fixed | kinds | live
 
 
 def write(path: Path, records: Sequence[RunRecord]) -> None:

@@ -97,13 +97,13 @@ class LiveLines(PlainLines):
 
     def _picture(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        for width in (18, 7, 34, 13, 16):  # fixed, so that the columns do not dance; the rest as needed
+        for width in (18, 7, 7, 34, 13, 16):  # fixed, so that the columns do not dance; the rest as needed
             table.add_column(width=width, no_wrap=True)
         now = time.monotonic()
         for _, record in sorted(self._held.items()):
-            table.add_row(record.guest, record.paging, record.verdict)
+            table.add_row(record.guest, record.paging, record.mode, record.verdict)
         for job, began, progress in self._running.values():
-            table.add_row(job.name, job.paging, *_cells(progress), duration(now - began))
+            table.add_row(job.name, job.paging, job.mode, *_cells(progress), duration(now - began))
         wrong = f", {self._wrong} not as expected" if self._wrong else ""
         line = f"{self._done} of {self._total} runs done{wrong}, {duration(now - self._began)}"
         return Group(table, Text(line, style="dim"))

@@ -16,11 +16,19 @@ EVENTS: Final = ("cr3_load", "table_write", "invlpg", "control", "page_fault")
 class RunRecord:
     """One guest, one paging mode, one run.
 
+    mode: observe, live, or both (two runs of the guest that were compared).
     verdict: pass (TAP plan complete, nothing failed), fail (a check, an audit, a TAP line or the interception),
     crash (triple fault), timeout (deadline), error (the machine could not be run or was lost), skip.
     expected: the catalogue's verdict. reason: one line that says why the verdict is what it is.
-    events: by kind; `page_fault` are the faults on the shadow that the engine handled, in observe mode those of the
-    checker's accesses, all others are what the guest did.
+    events: by kind, EVENTS always and others where they came (live mode: cpuid, msr, mmio, hlt ...). `page_fault` are
+    the faults on the shadow that the engine handled, in observe mode those of the checker's accesses, in live mode the
+    guest's; all others are what the guest did.
+    live: live mode's figures, empty otherwise: exits (a count for each kind), exits_per_second, faults_injected, moved
+    (frames given another machine frame), taken and given (frames taken away, given back), dirty_rounds (of the dirty
+    log), zeroed_idle and zeroed_inline (shadow tables), recycled, pool_sptis, pool_share (of the guest's RAM), pinned
+    (empty, or why the guest and Python do not have a core each).
+    twin: mode both's comparison of the two legs, empty otherwise: differences (the first, in full), counts by field,
+    allowed (name -> count), compared (what, how much).
     exceptions: named differences that were allowed, with counts. stats: the engine's counters.
     tap: (ok, text) lines. log_dir: where console and QEMU output were kept, if anywhere.
     repro: commands to paste. recent_events: the last events before the end, as text.
@@ -47,6 +55,8 @@ class RunRecord:
     misses: list[str] = field(default_factory=list)
     tap: list[tuple[bool, str]] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
+    live: dict[str, Any] = field(default_factory=dict)
+    twin: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
     repro: list[str] = field(default_factory=list)
     recent_events: list[str] = field(default_factory=list)

@@ -49,7 +49,7 @@ class Totals:
             unexpected=sum(not record.as_expected for record in records),
             verdicts=Counter(record.verdict for record in records),
             events=sum(record.intercepted for record in records),
-            faults=sum(record.events["page_fault"] for record in records),
+            faults=sum(record.events.get("page_fault", 0) for record in records),
             checks=checks,
             mismatches=sum(record.mismatches for record in records),
             audit_failures=sum(record.audit_failures for record in records),

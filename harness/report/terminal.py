@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from rich.console import Console
 from rich.text import Text
 
+from harness.report import live_run
 from harness.report.error_log import TRACEBACK
 from harness.report.failure import SHOWN, failure_block
 from harness.report.record import RunRecord
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 COLUMNS: Final = (
     ("guest", 18, "<"),
     ("paging", 7, "<"),
+    ("mode", 7, "<"),
     ("verdict", 19, "<"),
     ("stops", 5, ">"),
     ("events", 8, ">"),
@@ -32,6 +34,7 @@ COLUMNS: Final = (
     ("wrong", 6, ">"),
     ("seconds", 8, ">"),
 )
+VERDICT: Final = 3  # its column
 VERDICT_STYLE: Final = {"pass": "green", "skip": "yellow"}
 
 
@@ -61,6 +64,7 @@ def row(record: RunRecord) -> Text:
         [
             record.guest,
             record.paging,
+            record.mode,
             verdict,
             str(record.checkpoints),
             f"{record.intercepted:,}",
@@ -72,8 +76,8 @@ def row(record: RunRecord) -> Text:
     if record.as_expected and record.reason:
         line += f"  {one_line(record.reason)}"
     text = Text(line, no_wrap=True, overflow="ellipsis")
-    start = sum(width + 2 for _, width, _ in COLUMNS[:2])
-    text.stylize(verdict_style(record), start, start + COLUMNS[2][1])
+    start = sum(width + 2 for _, width, _ in COLUMNS[:VERDICT])
+    text.stylize(verdict_style(record), start, start + COLUMNS[VERDICT][1])
     return text
 
 
@@ -104,6 +108,25 @@ def summary(records: Sequence[RunRecord], wall_seconds: float) -> str:
         f"{_counted(totals.mismatches, 'mismatch', 'mismatches')}, {_counted(totals.audit_failures, 'audit failure')}, "
         f"{_counted(totals.interception_misses, 'interception miss', 'interception misses')}"
     )
+
+
+def live_lines(records: Sequence[RunRecord]) -> list[str]:
+    """A table of what live mode adds, a line for each run that ran in it, and why it was slow if it was; nothing when
+    no run was live."""
+    chosen = live_run.ran_live(records)
+    if not chosen:
+        return []
+    rows = [[name for name, _, _ in live_run.COLUMNS], *map(live_run.cells, chosen)]
+    names = [("live mode", ""), *((record.guest, record.paging) for record in chosen)]
+    table = [_live_row(*name, row) for name, row in zip(names, rows, strict=True)]
+    return [*table, *map(one_line, live_run.remarks(chosen))]
+
+
+def _live_row(guest: str, paging: str, cells: Sequence[str]) -> str:
+    (_, first, _), (_, second, _) = COLUMNS[:2]
+    parts = [f"{one_line(guest, first):{first}}", f"{one_line(paging, second):{second}}"]
+    parts += [f"{cell:>{width}}" for cell, (_, width, _) in zip(cells, live_run.COLUMNS, strict=True)]
+    return "  ".join(parts)
 
 
 def _counted(count: int, one: str, many: str = "") -> str:
@@ -142,8 +165,14 @@ def print_report(console: Console, records: Sequence[RunRecord], wall_seconds: f
         console.print(Text(failure_block(record, shown)), soft_wrap=True)
         if repeated[key]:
             console.print(Text(f"(and {repeated[key]} more runs for the same reason)"))
+    for number, line in enumerate(live_lines(records)):
+        if not number:
+            console.print()
+        console.print(Text(line, style="" if number else "bold"), soft_wrap=True)
     if records:
         console.print()
+    if line := live_run.compared(records):
+        console.print(Text(line), soft_wrap=True)
     if line := allowed(records):
         console.print(Text(line), soft_wrap=True)
     console.print(Text(summary(records, wall_seconds)), soft_wrap=True)

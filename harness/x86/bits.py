@@ -46,6 +46,8 @@ CR4_SMEP: Final = 1 << 20
 CR4_SMAP: Final = 1 << 21
 CR4_PKE: Final = 1 << 22
 
+RFLAGS_IF: Final = 1 << 9
+
 # EFER
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-import capstone
 from capstone import x86_const as x86
+
+from harness.x86.operands import MAX_INSTRUCTION, disassembler
 
 # 0F 22 /r (MOV CRn), 0F 30 (WRMSR), 0F 01 /7 with a memory operand (INVLPG), 0F 01 /6 (LMSW),
 # 66 0F 38 82 (INVPCID; the 66 is one of the prefixes looked for below).
@@ -26,7 +27,6 @@ _OPCODE = re.compile(
 # Bytes that may stand before the opcode and belong to the instruction: REX, segment, operand and address size.
 _PREFIX = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, *range(0x40, 0x50)))
 _MAX_PREFIXES: Final = 3
-MAX_INSTRUCTION: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +96,6 @@ _KINDS: Final = {
 }
 _CONTROL: Final = {x86.X86_REG_CR0: "cr0", x86.X86_REG_CR3: "cr3", x86.X86_REG_CR4: "cr4"}
 
-
-@lru_cache(maxsize=3)
-def _disassembler(bits: int) -> capstone.Cs:
-    mode = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}[bits]
-    engine = capstone.Cs(capstone.CS_ARCH_X86, mode)
-    engine.detail = True
-    return engine
-
-
 _WIDEN: Final = {
     **{f"e{name}": f"r{name}" for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp", "ip")},
     **{name: f"r{name}" for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")},
@@ -118,7 +109,7 @@ def decode(code: bytes, bits: int) -> ControlInstruction | None:
 
     None when it is something else: the candidate was a false positive.
     """
-    engine = _disassembler(bits)
+    engine = disassembler(bits)
     instruction = next(engine.disasm(code[:MAX_INSTRUCTION], 0, count=1), None)
     if instruction is None:
         return None

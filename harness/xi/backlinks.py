@@ -87,6 +87,36 @@ class Backlinks:
             link = q[word + BACKLINKS + (word & 511)]
         return out
 
+    def leaves(self) -> Ints:
+        """The words of all SPTEs that map a page, large or small, in no particular order."""
+        return self._gather(self._heads_array[: self._base_parents])
+
+    def pages(self, gfns: Ints) -> Ints:
+        """The words of all SPTEs that map one of the 4 KiB pages `gfns`, in no particular order."""
+        return self._gather(self._heads_array[gfns])
+
+    def _gather(self, heads: Ints) -> Ints:
+        """The words of all nodes of the lists that begin at `heads`: a step along all lists at once, as long as there
+        are enough of them."""
+        signed = self._signed
+        parts: list[Ints] = []
+        link = heads[heads != 0]
+        while len(link) >= _SCALAR_BELOW:
+            words = link - 1
+            parts.append(words)
+            link = signed[words + BACKLINKS + (words & 511)]
+            link = link[link != 0]
+        rest: list[int] = []
+        q = self._q
+        for first in link.tolist():
+            after = first
+            while after:
+                word = after - 1
+                rest.append(word)
+                after = q[word + BACKLINKS + (word & 511)]
+        parts.append(np.array(rest, np.int64))
+        return np.concatenate(parts)
+
     def empty(self, slot: int) -> bool:
         return not self.heads[slot]
 

@@ -96,7 +96,14 @@ class DecisionTable:
 
     def pack(self, **values: str) -> int:
         """The index of one combination; every feature must be given. Raises ValueError on an unknown value."""
-        return sum(f.values.index(values[f.name]) << self.shift[f.name] for f in self.features)
+        return sum(self.part(f.name, values[f.name]) for f in self.features)
+
+    def part(self, name: str, value: str) -> int:
+        """What one feature's value contributes to an index. Raises ValueError on an unknown name or value."""
+        for feature in self.features:
+            if feature.name == name:
+                return feature.values.index(value) << self.shift[name]
+        raise ValueError(f"table {self.name!r} has no feature {name!r}")
 
     def unpack(self, index: int) -> dict[str, str]:
         """The combination of an index made of legal values."""
@@ -190,6 +197,7 @@ class Verdict(IntEnum):
     RESERVED = 2
     PROTECTION = 3
     KEY = 4
+    AWAY = 5
 
 
 # rw, us, nx: the rights cumulated over the guest's walk (nx only where EFER.NXE gives it meaning). key_ad, key_wd: the
@@ -199,7 +207,7 @@ RIGHTS: Final = DecisionTable(
     (
         Feature("kind", ("load", "store", "fetch")),
         Feature("user", NO_YES),
-        Feature("walk", ("complete", "absent", "reserved")),
+        Feature("walk", ("complete", "absent", "reserved", "away")),
         Feature("rw", NO_YES),
         Feature("us", NO_YES),
         Feature("nx", NO_YES),
@@ -212,6 +220,7 @@ RIGHTS: Final = DecisionTable(
     (
         Row(Verdict.NOT_PRESENT, {"walk": "absent"}, "an entry of the walk has P=0"),
         Row(Verdict.RESERVED, {"walk": "reserved"}, "an entry of the walk has a reserved bit set"),
+        Row(Verdict.AWAY, {"walk": "away"}, "a table of the walk has no frame just now: nobody can say yet"),
         Row(Verdict.PROTECTION, {"user": "yes", "us": "no"}, "ring 3 in a supervisor page"),
         Row(Verdict.KEY, {"kind": "load|store", "us": "yes", "key_ad": "yes"}, "the key forbids data accesses"),
         Row(Verdict.KEY, {"kind": "store", "us": "yes", "user": "yes", "key_wd": "yes"}, "the key forbids stores"),
@@ -239,26 +248,29 @@ class Step(IntFlag):
     LOG = 8
     FILL = 16
     OVERRIDE = 32
+    AWAY = 64
 
 
-# backed: the frame has a p2m entry. gpt: it is a guest table in sync. unlogged: dirty logging is on and has not logged
-# it. override: a supervisor store that only CR0.WP=0 allows; the hardware runs with WP=1.
+# frame: backed by the p2m, taken away from it, or never there. gpt: it is a guest table in sync. unlogged: dirty
+# logging is on and has not logged it. override: a supervisor store that only CR0.WP=0 allows; the hardware runs with
+# WP=1.
 PLACE: Final = DecisionTable(
     "fault: the shadow's part",
     (
         Feature("store", NO_YES),
-        Feature("backed", NO_YES),
+        Feature("frame", ("none", "away", "backed")),
         Feature("gpt", NO_YES),
         Feature("unlogged", NO_YES),
         Feature("override", NO_YES),
     ),
     (
-        Row(Step.SET_AD, {}, "A along the walk, D at its end for a store"),
-        Row(Step.MMIO, {"backed": "no"}, "no machine frame: the device model's business"),
-        Row(Step.UNSYNC, {"backed": "yes", "store": "yes", "gpt": "yes"}, "let the guest write its table"),
-        Row(Step.LOG, {"backed": "yes", "store": "yes", "unlogged": "yes"}, "first store since the log was cleared"),
-        Row(Step.FILL, {"backed": "yes"}, "bring the path in, or find it right already (a spurious fault)"),
-        Row(Step.OVERRIDE, {"backed": "yes", "override": "yes"}, "RW=1 US=0 for as long as the supervisor writes"),
+        Row(Step.SET_AD, {"frame": "none|backed"}, "A along the walk, D at its end for a store"),
+        Row(Step.MMIO, {"frame": "none"}, "no machine frame: the device model's business"),
+        Row(Step.AWAY, {"frame": "away"}, "whoever has it gives it back; then the access is made again"),
+        Row(Step.UNSYNC, {"frame": "backed", "store": "yes", "gpt": "yes"}, "let the guest write its table"),
+        Row(Step.LOG, {"frame": "backed", "store": "yes", "unlogged": "yes"}, "first store since the log was cleared"),
+        Row(Step.FILL, {"frame": "backed"}, "bring the path in, or find it right already (a spurious fault)"),
+        Row(Step.OVERRIDE, {"frame": "backed", "override": "yes"}, "RW=1 US=0 for as long as the supervisor writes"),
     ),
     first_match=False,
 )

@@ -99,7 +99,7 @@ def describe_walk(asi: Asi, va: int) -> list[dict[str, Any]]:
             "state": "in sync" if spti.synced else "out of sync",
         }
         if spti.rules is not None:
-            step["snapshot"] = asi.snapshot_entry(spti, asi.guest_index(spti, index))
+            step["snapshot"] = spti.snapshot_entry(index)
         if spte and leaf:
             step["gfn"] = asi.leaf_gfn(spte) + ((va >> 12) & ((1 << 9 * (spti.level - 1)) - 1))
         out.append(step)

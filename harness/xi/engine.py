@@ -27,20 +27,18 @@ from harness.x86.bits import (
     EFER_NXE,
 )
 from harness.x86.control import ControlState
-from harness.x86.modes import MODES
+from harness.x86.modes import MODES, PAE
 from harness.xi import describe
 from harness.xi.audit import audit
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY
 from harness.xi.pool import Spti
 from harness.xi.remap import Remap
 from harness.xi.resync import AD_PAIR
-from harness.xi.roles import FORMAT, UNPAGED, root_role
+from harness.xi.roles import FORMAT, UNPAGED, root_role_at, variant_of
 
 # Writes that change one of these reload the PDPTEs of a PAE guest (SDM vol. 3A, 4.4.1).
 _RELOADS_CR0: Final = CR0_CD | CR0_NW | CR0_PG
 _RELOADS_CR4: Final = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
-LOW_WATER: Final = 4  # free SPTIs below which idle moments recycle
-IDLE_ZEROES: Final = 2  # SPTIs zeroed in one idle moment: some 10 us
 _NOT_AD: Final = np.uint64(~AD_PAIR & (1 << 64) - 1)
 
 
@@ -53,12 +51,18 @@ class XiEngine(Remap):
     def __init__(self, config: EngineConfig, memory: MachineMemory) -> None:
         super().__init__(config, memory)
         self._shadow_root: ShadowRoot | None = None
+        self._roots: dict[int, ShadowRoot] = {}  # by SPTI number, for the control bits and PKRU as they are
         self._started = False
+        self._adopt(self.state)
 
     # What the guest did.
 
     def control(self, state: ControlState) -> None:
-        """CR0, CR4 or EFER changed (see `harness.engine`). `state.pkru` is taken as the guest's PKRU."""
+        """CR0, CR4 or EFER changed (see `harness.engine`). `state.pkru` is taken as the guest's PKRU.
+
+        Raises ValueError, with nothing changed, when the root was taken away (see `needs`).
+        """
+        self._must_be_there(state)
         self.counters.controls += 1
         old = self.state
         reload = (
@@ -77,18 +81,24 @@ class XiEngine(Remap):
         self._started = True
 
     def load_cr3(self, cr3: int) -> None:
-        """MOV CR3: the root of `cr3` becomes current, and what it reaches is synchronised."""
-        self.counters.cr3_loads += 1
-        if cr3 != self.state.cr3 or not self._started:
-            self._adopt(replace(self.state, cr3=cr3))
+        """MOV CR3: the root of `cr3` becomes current, and what it reaches is synchronised.
+
+        Raises ValueError, with nothing changed, when the root was taken away (see `needs`).
+        """
+        old = self.state
+        if cr3 != old.cr3 or not self._started:
+            state = ControlState(old.cr0, cr3, old.cr4, old.efer, old.pkru)
+            self._must_be_there(state)
+            self._adopt(state)
             self._started = True
+        self.counters.cr3_loads += 1
         self.latch_pdptes()
         self._switch_root()
 
     def invlpg(self, va: int) -> None:
         """INVLPG: the entry of `va`, and every table above level 1 that the root reaches, is synchronised."""
         self.counters.invlpgs += 1
-        if self.state.mode.is_canonical(va):
+        if va >> self._top_shift in self._tops:
             self.resync_address(va)
 
     def set_pkru(self, pkru: int) -> None:
@@ -99,57 +109,55 @@ class XiEngine(Remap):
     def resync_all(self) -> None:
         self.shadow_resync_all()
 
-    def idle(self) -> None:
-        """Takes an orphan apart when the free list runs low, and zeroes a few free SPTIs ahead of their use."""
-        pool = self.pool_memory
-        if self.orphans and pool.free < LOW_WATER:
-            root = self.root_spti.index if self.root_spti is not None else -1
-            orphan = next(iter(self.orphans))
-            if orphan != root:
-                self.counters.recycled += 1
-                self.destroy(self.sptis[orphan])
-        if pool.unclean:
-            self.idle_zero(IDLE_ZEROES)
-
-    def idle_zero(self, count: int) -> int:
-        """The idle loop's work: zeroes up to `count` free SPTIs. How many it did."""
-        done = self.pool_memory.idle_zero(count)
-        self.counters.zeroed_idle += done
-        return done
+    def _must_be_there(self, state: ControlState) -> None:
+        if self.p2m.away and self.needs(state) >= 0:
+            raise ValueError(f"the root table, gfn {self.needs(state):#x}, was taken away: it must be back first")
 
     def _adopt(self, state: ControlState) -> None:
+        old = self.state
         self.state = state
         self._shadow_root = None
-        self.latch_walk()
+        if state.cr0 != old.cr0 or state.cr4 != old.cr4 or state.efer != old.efer or not self._started:
+            self._mode = state.mode
+            self._variant = variant_of(state)
+            self._roots.clear()
+            self.latch_walk()
+        elif state.pkru != old.pkru:
+            self._roots.clear()
+        self._root_gpa = state.cr3 & self._mode.root_mask
 
     def latch_pdptes(self) -> None:
         """Loads the four PDPTEs of a PAE guest into the registers that the processor keeps them in."""
-        if self.state.mode.name != "pae":
+        if self._mode is not PAE:
             return
-        gpa = self.state.root_gpa
+        gpa = self._root_gpa
         if self.p2m.backed(gpa >> 12):
             at = (self.p2m.to_mfn[gpa >> 12] << 12) + (gpa & 0xFE0)
-            a, b, c, d = (self.memory.read64(at + 8 * i) for i in range(4))
-            self.pdptes = (a, b, c, d)
+            read = self.memory.read64
+            self.pdptes = (read(at), read(at + 8), read(at + 16), read(at + 24))
         else:
             self.pdptes = (UNBACKED_TABLE_ENTRY,) * 4
 
+    def restore_pdptes(self, pdptes: tuple[int, int, int, int]) -> None:
+        if self._mode is PAE:
+            self.pdptes = pdptes
+            self._switch_root()
+
     def _switch_root(self) -> None:
-        role = root_role(self.state)
-        old = self.root_spti
-        if old is None or old.role != role:
+        role = root_role_at(self._mode.name, self._variant, self._root_gpa)
+        root = self.root_spti
+        if root is None or root.role != role:
             self._shadow_root = None
             self.no_victim = False
-            if old is not None and old.kind is UNPAGED:
+            if root is not None and root.kind is UNPAGED:
                 # Nothing walks the direct map of a guest that has turned paging on.
                 self.root_spti = None
-                self.destroy_tree(old)
-            new = self.spti_make_shadow(role, force=True)
-            assert new is not None, "only the current root and pinned tables are exempt from recycling"
-            self.root_spti = new
-        root = self.root_spti
-        assert root is not None
-        self.pool_memory.touch(root.index)
+                self.destroy_tree(root)
+            root = self.spti_make_shadow(role, force=True)
+            assert root is not None, "only the current root and pinned tables are exempt from recycling"
+            self.root_spti = root
+        else:
+            self.pool_memory.touch(root.index)
         if root.rules is not None and root.rules.latched and root.entries.tolist() != list(self.pdptes):
             root.synced = False
             self.mark_dirty(root.index)
@@ -163,8 +171,12 @@ class XiEngine(Remap):
         if self.root_spti is None:
             self._switch_root()
         if self._shadow_root is None:
-            assert self.root_spti is not None
-            self._shadow_root = self._hardware_root(self.root_spti)
+            root = self.root_spti
+            assert root is not None
+            known = self._roots.get(root.index)
+            if known is None:
+                known = self._roots[root.index] = self._hardware_root(root)
+            self._shadow_root = known
         return self._shadow_root
 
     def _hardware_root(self, root: Spti) -> ShadowRoot:

@@ -21,14 +21,12 @@ from harness.engine import Words
 from harness.x86.bits import PTE_A, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PK, PTE_PS, PTE_RW, PTE_US
 from harness.x86.modes import MODES, PagingMode, reserved_bits
 from harness.xi.roles import (
-    GUEST,
     VARIANT_NXE,
     VARIANT_PSE,
     VARIANT_READ_ONLY_ABOVE,
     VARIANT_SMEP_NO_WP,
     VARIANT_SUPERVISOR_ABOVE,
     VARIANT_WP,
-    Role,
 )
 
 SW_PRESENT: Final = 1 << 9
@@ -88,8 +86,8 @@ class EntryRules:
 
     entry_bytes 4 or 8; doubled: one guest entry has two SPTEs (a 32-bit guest's PD). may_be_large: PS makes a leaf.
     reserved, reserved_large: bits that must be 0. frame_mask: address bits of a small entry; large_mask of a large one.
-    leaf, table: flags by the low seven bits, as list and (leaf) as array. leaf_copy, table_copy: bits
-    taken as they are.
+    leaf, table: flags by the low seven bits, of the SPTE of a page and of a table; leaf_array: `leaf` for numpy.
+    leaf_copy, table_copy: bits taken as they are.
     latched: the entries are registers (the PDPTEs of `pae`, loaded with CR3: SDM vol. 3A, 4.4.1).
     override_nx: NX to put on a page that CR0.WP=0 opened, so that SMEP still holds there.
     """
@@ -179,13 +177,12 @@ class Part:
     count: int
 
 
-def part_of(role: Role) -> Part:
-    """The part of the guest table of a GUEST role; nothing for the other kinds."""
-    if role.kind is not GUEST:
-        return Part(0, 0)
-    if role.mode == "nopae":
-        count = 512 if role.level == 1 else 256
-        return Part(role.quadrant * count, count)
-    if role.mode == "pae" and role.level == 3:
-        return Part(role.quadrant * 4, 4)
+@lru_cache(maxsize=256)
+def guest_part(mode: str, level: int, quadrant: int) -> Part:
+    """The part of its guest table that the SPT of a GUEST role covers."""
+    if mode == "nopae":
+        count = 512 if level == 1 else 256
+        return Part(quadrant * count, count)
+    if mode == "pae" and level == 3:
+        return Part(quadrant * 4, 4)
     return Part(0, 512)

@@ -12,15 +12,15 @@ from typing import Final
 import numpy as np
 
 from harness.x86.bits import PTE_ADDR, PTE_PK, PTE_PK_SHIFT, PTE_PS, PTE_RW
-from harness.xi.asi import Asi
 from harness.xi.gpt import OPEN_LEAF, OPEN_PDPTE, OPEN_TABLE, SW_OVERRIDE, divided_flags
+from harness.xi.life import Life
 from harness.xi.pool import Spti
 from harness.xi.roles import DIRECT, GUEST, QUADRANTS, UNPAGED, Role
 
 GIB_FRAMES: Final = 1 << 18
 
 
-class LargePages(Asi):
+class LargePages(Life):
     """Division of large pages, and the DIRECT tables that come of it."""
 
     def whole(self, gfn: int, level: int) -> bool:
@@ -85,20 +85,21 @@ class LargePages(Asi):
         key = np.uint64(spti.role.variant << PTE_PK_SHIFT)
         spti.spt[used] = mfns[used].astype(np.uint64) << np.uint64(12) | flags | key
         self.links.link_many(self.words_of(spti, used), gfns)
-        self.aliases.mark_guarded(gfns)
-        self.aliases.gain_many(spti, gfns)
+        if self.watching:
+            self.aliases.mark_guarded(gfns)
+            self.aliases.gain_many(spti, gfns)
 
     def fill_direct_entry(self, spti: Spti, index: int, force: bool) -> bool:
         """Brings SPTE `index` of a DIRECT or root table up to date. False when it could not be filled."""
         assert spti.role is not None
         word = spti.base + index
+        if spti.level == 1:
+            return self._fill_frame(spti, word, spti.gfn + index, OPEN_LEAF | spti.role.variant << PTE_PK_SHIFT)
         spte = self.q[word]
         if spti.kind is QUADRANTS:
             return bool(spte) or self._link_quadrant(spti, index, force)
         key = spti.role.variant if spti.kind is DIRECT else 0
         gfn = spti.gfn + (index << 9 * (spti.level - 1))
-        if spti.level == 1:
-            return self._fill_frame(spti, word, gfn, OPEN_LEAF | key << PTE_PK_SHIFT)
         if spte:
             if spte & PTE_PS and not self.logging:
                 self.q[word] = spte | PTE_RW

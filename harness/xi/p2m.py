@@ -12,6 +12,7 @@ class P2m:
     """gfn to mfn and back, for a domain of `frames` guest frames.
 
     table: int64, mfn of each gfn, -1 where there is none. m2p: int64, gfn of each mfn, -1 where there is none.
+    away: the gfns whose frame was taken away, and is expected back; other gfns without a frame are holes.
     """
 
     def __init__(self, frames: int, table: Ints | None, machine_frames: int, pool: range) -> None:
@@ -24,6 +25,7 @@ class P2m:
         self.frames = frames
         self.machine_frames = machine_frames
         self._pool = pool
+        self.away: set[int] = set()
         self.table = table.astype(np.int64)
         backed = self.table[self.table >= 0]
         if len(backed) and int(backed.max()) >= machine_frames:
@@ -62,14 +64,16 @@ class P2m:
             raise ValueError(f"mfn {mfn:#x} belongs to gfn {self.to_gfn[mfn]:#x}")
 
     def assign(self, gfn: int, mfn: int) -> None:
-        """Changes one mapping; `mfn` -1 takes the frame away. Raises ValueError as `check` does."""
+        """Changes one mapping; `mfn` -1 takes the frame away, a hole stays one. Raises ValueError as `check` does."""
         self.check(gfn, mfn)
         old = self.to_mfn[gfn]
         if old >= 0:
             self.to_gfn[old] = -1
+            self.away.add(gfn)
         self.to_mfn[gfn] = mfn
         if mfn >= 0:
             self.to_gfn[mfn] = gfn
+            self.away.discard(gfn)
         self._update_whole(gfn & ~511)
 
     def _update_whole(self, first: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from harness.engine import Bytes, Words
 from harness.x86.bits import PTE_ADDR
 from harness.xi.gpt import EntryRules
-from harness.xi.roles import GUEST, Role
+from harness.xi.roles import GUEST, ROOT_LEVEL, Role
 
 FRAMES_PER_SPTI: Final = 4
 SPTI_WORDS: Final = 2048
@@ -23,53 +23,102 @@ SPTI_SHIFT: Final = 11
 SNAPSHOT: Final = 512  # word offset of the snapshot in an SPTI's frames
 BACKLINKS: Final = 1024  # word offset of the backlinks
 
-# A path of five tables, one table being synchronised, and the pieces of large pages divided for both.
-MINIMUM_SPTIS: Final = 12
 POOL_FRACTION: Final = 0.05
 ZEROING: Final = ("idle", "critical-path")
 
+# Pages that the processor must reach at once to complete one instruction. MOVS takes 6: itself and two operands, each
+# across a page boundary; INT takes 7: itself and the new stack across a boundary, an entry of the IDT, one of the GDT,
+# and the TSS. More is taken only by what no system does in a full pool: gates with operands across boundaries, task
+# switches.
+PAGES_AT_ONCE: Final = 8
+PAE_ROOT_ENTRIES: Final = 4
+LOW_WATER: Final = 4  # free SPTIs below which idle moments recycle
+
+
+def minimum_sptis(mode: str = "long5", pages: int = 1) -> int:
+    """The fewest SPTIs with which a guest in `mode`, shadowed on demand, can have any `pages` pages mapped at once: the
+    root, and for each page the rest of its path, of which nothing need be shared but the four L2 tables of PAE format.
+
+    A path has as many tables as the shadow's format has levels: 5 for ``long5``, 4 for ``long4``, 3 for the others. A
+    large page in pieces makes no path longer, since the table of its pieces stands where the guest's would. Nothing is
+    needed beside the path: synchronising makes no table (a large page that cannot be divided for want of an SPTI is
+    dropped instead, and comes back in pieces when it is used); a CR3 load makes its root while only the old one is
+    exempt from recycling; of the quadrants of a ``nopae`` root only that of the address is made.
+
+    With pages=1 every fault can be answered, and that is what a pool must have (any guest may turn LA57 on). A
+    processor that walks the shadow asks for more: it tries an instruction again until all the pages that it touches
+    are there together (`PAGES_AT_ONCE`), and with one SPTI less than they take, the last of them can recycle the first
+    for ever. With enough it goes on after two faults a page at most: a fault makes its whole path the most recently
+    used, and the least recently used is recycled.
+    """
+    levels = ROOT_LEVEL[mode]
+    below_root = min(pages, PAE_ROOT_ENTRIES) + pages if levels == 3 else pages * (levels - 1)
+    return 1 + below_root
+
+
+MINIMUM_SPTIS: Final = minimum_sptis()
+
+
+def idle_reserve(count: int) -> int:
+    """Free SPTIs that idle moments keep ready in a pool of `count`, by recycling tables in use: none of those that a
+    guest needs to make progress."""
+    return max(0, min(LOW_WATER, count - minimum_sptis(pages=PAGES_AT_ONCE)))
+
 
 def pool_frames_for(frames: int, fraction: float = POOL_FRACTION) -> int:
-    """Frames to reserve for a domain of `frames` frames: a fraction of it, whole SPTIs, at least the minimum."""
-    return max(MINIMUM_SPTIS, int(frames * fraction) // FRAMES_PER_SPTI) * FRAMES_PER_SPTI
+    """Frames to reserve for a domain of `frames` frames: a fraction of it, whole SPTIs, and at least so many that every
+    guest makes progress."""
+    return max(minimum_sptis(pages=PAGES_AT_ONCE), int(frames * fraction) // FRAMES_PER_SPTI) * FRAMES_PER_SPTI
 
 
 class Spti:
     """The record of one SPT.
 
     index: its number; base: word index of its SPT in the pool; mfn: machine frame of its SPT. While in use: role
-    (kind, gfn and level repeated for speed), rules (GUEST only), first (first guest entry covered), guards (its GPT
-    is write-protected while in sync). synced: in sync; fresh: never synchronised since it was bound.
-    spt: the 512 SPTEs; snapshot: the guest table's page as of the last synchronisation; entries: the part of
-    the snapshot that this SPT covers, in the guest's entry size.
+    (kind, gfn and level repeated for speed), shift (lowest bit of its index in an address), rules (GUEST only), first
+    (first guest entry covered), halved (1 if one guest entry has two SPTEs, else 0), guards (its GPT is
+    write-protected while in sync). synced: in sync; fresh: never synchronised since it was bound.
+    spt: the 512 SPTEs; snapshot: the guest table's page as of the last synchronisation, and narrow_snapshot the same
+    as 4-byte entries; entries: the part of the snapshot that this SPT covers, in the guest's entry size. For scalar
+    access: snapshots, the pool in words of the guest's entry size, in which `entries` begins at first_entry.
     """
 
     __slots__ = (
         "base",
         "entries",
         "first",
+        "first_entry",
         "fresh",
         "gfn",
         "guards",
+        "halved",
         "index",
         "kind",
         "level",
         "mfn",
+        "narrow_snapshot",
         "role",
         "rules",
+        "shift",
         "snapshot",
+        "snapshots",
         "spt",
         "synced",
         "zeroed",
     )
 
-    def __init__(self, index: int, mfn: int, words: Words) -> None:
+    def __init__(self, index: int, mfn: int, words: Words, q: memoryview) -> None:
         self.index = index
         self.base = index << SPTI_SHIFT
         self.mfn = mfn
         self.spt: Words = words[self.base : self.base + SNAPSHOT]
         self.snapshot: Words = words[self.base + SNAPSHOT : self.base + BACKLINKS]
+        self.narrow_snapshot = self.snapshot.view(np.uint32)
         self.entries: Any = self.snapshot
+        self.snapshots = q
+        self.first_entry = 0
+        self.halved = 0
+        self.shift = 0
         self.role: Role | None = None
         self.rules: EntryRules | None = None
         self.kind = GUEST
@@ -80,6 +129,17 @@ class Spti:
         self.synced = False
         self.fresh = True
         self.zeroed = True
+
+    def guest_index(self, index: int) -> int:
+        """The guest entry (its number in its page) that SPTE `index` stands for."""
+        return self.first + (index >> self.halved)
+
+    def snapshot_entry(self, index: int) -> int:
+        """The guest entry behind SPTE `index`, as of the last synchronisation."""
+        return self.snapshots[self.first_entry + (index >> self.halved)]
+
+    def set_snapshot_entry(self, index: int, entry: int) -> None:
+        self.snapshots[self.first_entry + (index >> self.halved)] = entry
 
 
 class Pool:
@@ -112,7 +172,7 @@ class Pool:
         view = memory.data.cast("B")
         self.q = view.cast("Q")
         self.d = view.cast("I")
-        self.sptis = [Spti(k, base_mfn + k * FRAMES_PER_SPTI, self.words) for k in range(count)]
+        self.sptis = [Spti(k, base_mfn + k * FRAMES_PER_SPTI, self.words, self.q) for k in range(count)]
         self.idle_zeroing = zeroing == "idle"
         self.clean: deque[int] = deque(range(count) if self.idle_zeroing else ())
         self.unclean: deque[int] = deque(() if self.idle_zeroing else range(count))

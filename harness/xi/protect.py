@@ -5,12 +5,18 @@ The SPTEs are found through the frame's backlinks.
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from harness.engine import Bytes
-from harness.x86.bits import PTE_D, PTE_PS, PTE_RW
+from harness.x86.bits import PTE_D, PTE_RW
+from harness.xi.backlinks import Ints
 from harness.xi.large import LargePages
 from harness.xi.pool import Spti
+
+_RW: Final = np.uint64(PTE_RW)
+_NOT_RW: Final = np.uint64(~PTE_RW & (1 << 64) - 1)
 
 
 class Protection(LargePages):
@@ -33,13 +39,14 @@ class Protection(LargePages):
         if self.guarded[gfn] == 1:
             self.counters.protected += 1
             self.protect_gfn(gfn)
-            self.aliases.mark(gfn)
+            if self.watching:
+                self.aliases.mark(gfn)
 
     def protect_gfn(self, gfn: int) -> None:
         """Divides the large pages that contain `gfn`, then takes RW from every SPTE that maps it."""
         for level in (3, 2):
             self.divide_around(gfn, level)
-        for word in self.links.nodes(self.links.slot(1, gfn)):
+        for word in self.links.nodes(gfn):  # a 4 KiB page's slot is its gfn
             self.protect_spte(word)
             self.counters.protected_sptes += 1
 
@@ -58,7 +65,7 @@ class Protection(LargePages):
         if self.logging and not self.logged[gfn]:
             return
         q = self.q
-        for word in self.links.nodes(self.links.slot(1, gfn)):
+        for word in self.links.nodes(gfn):
             if q[word] & PTE_D:
                 q[word] |= PTE_RW
 
@@ -80,8 +87,7 @@ class Protection(LargePages):
         """From now on the first store to any page faults and is logged. The log is empty."""
         self.logging = True
         self.logged_array[:] = 0
-        for index in self.pool_memory.lru:
-            self._protect_leaves(self.sptis[index])
+        self._begin_round(self.links.leaves())
 
     def dirty_log_stop(self) -> None:
         """No more logging. Pages become writable again as they are stored to: each store finds a spurious fault."""
@@ -89,12 +95,12 @@ class Protection(LargePages):
         self.logged_array[:] = 0
 
     def dirty_log_read(self) -> Bytes:
-        """uint8 of shape (frames,): 1 for each gfn stored to since the last call; those are protected again."""
+        """uint8 of shape (frames,): 1 for each gfn stored to in this round. The next one begins: those pages are
+        read-only again, the others are so still."""
         out = self.logged_array.copy()
         self.logged_array[:] = 0
-        for gfn in np.flatnonzero(out).tolist():
-            for word, _ in self.links.mapping(gfn):
-                self.protect_spte(word)
+        if self.logging:
+            self._begin_round(self.links.pages(np.flatnonzero(out)))  # large pages are never writable in a round
         return out
 
     def log_dirty(self, gfn: int) -> None:
@@ -103,9 +109,10 @@ class Protection(LargePages):
             self.logged[gfn] = 1
             self.counters.dirty_logged += 1
 
-    def _protect_leaves(self, spti: Spti) -> None:
-        spt = spti.spt
-        leaves = spt != 0
-        if spti.level > 1:
-            leaves &= (spt & np.uint64(PTE_PS)) != 0
-        spt[leaves] &= np.uint64(~PTE_RW & (1 << 64) - 1)
+    def _begin_round(self, words: Ints) -> None:
+        """Takes RW from the leaf SPTEs at `words`, found through backlinks: the second of their uses."""
+        pool = self.pool_memory.words
+        sptes = pool[words]
+        self.counters.log_rounds += 1
+        self.counters.log_protected_sptes += int(np.count_nonzero(sptes & _RW))
+        pool[words] = sptes & _NOT_RW

@@ -5,21 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 from harness.x86.bits import PTE_P
+from harness.x86.control import ControlState
 from harness.xi.faults import Faults
 from harness.xi.pool import Spti
-from harness.xi.roles import DIRECT, GUEST
+from harness.xi.roles import DIRECT, GUEST, UNPAGED
 
 
 class Remap(Faults):
-    """`xi_invld_mfn`: the fourth use of backlinks."""
+    """`xi_invld_mfn`: the fourth use of backlinks.
+
+    A frame that was taken away is no hole. What met it is answered with AWAY, and met it is only by the fault path: no
+    SPTE maps a frame that is away, no SPT stands for one. A guest table's shadows are torn down when its frame goes, so
+    that whoever needs the table next finds it missing and faults. The one table that cannot go is the root in use,
+    which has no SPTE above it to fault on, and whose PDPTEs a CR4 write may load again; and a root that is loaded must
+    be there (`needs`).
+    """
+
+    def needs(self, state: ControlState) -> int:
+        """See `harness.engine.ShadowEngine.needs`."""
+        gfn = state.root_gpa >> 12
+        return gfn if state.mode.levels and gfn in self.p2m.away else -1
 
     def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
         """From now on `gfn` is machine frame `mfn` (-1: none). The caller has moved the contents, and flushes the TLB.
 
         Every SPTE that maps the frame, or a large page around it, is invalidated through its backlink; under eager fill
-        they are then made anew. Raises ValueError when `mfn` cannot be given to the guest (see `P2m.check`).
+        they are then made anew. Raises ValueError when `mfn` cannot be given to the guest (see `P2m.check`), and for
+        taking away the root in use.
         """
         self.p2m.check(gfn, mfn)
+        root = self.root_spti
+        if mfn < 0 and root is not None and root.gfn == gfn and root.kind is not UNPAGED:
+            raise ValueError(f"gfn {gfn:#x} is the root table in use: it can move, but not go")
         # Where the large page is one piece now it may be in pieces after this, and the reverse.
         dropped = [word for word, _ in self.links.mapping(gfn)]
         old = self.p2m.to_mfn[gfn]
@@ -77,7 +94,7 @@ class Remap(Faults):
                 continue
             with self.pinned(spti):
                 if spti.kind is GUEST:
-                    entry = self.snapshot_entry(spti, self.guest_index(spti, word & 511))
+                    entry = spti.snapshot_entry(word & 511)
                     self.resync_spte(spti, word & 511, entry, True)
                 else:
                     self.fill_direct_entry(spti, word & 511, False)

@@ -7,7 +7,6 @@ a page that was a table and has become data is let be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -19,7 +18,7 @@ from harness.xi.decision import RESYNC, Resync
 from harness.xi.gpt import AD, SW_OVERRIDE, SW_WRITE, divided_flags
 from harness.xi.pool import SPTI_SHIFT, Spti
 from harness.xi.protect import Protection
-from harness.xi.roles import GUEST, QUADRANTS, VARIANT_READ_ONLY_ABOVE, VARIANT_SUPERVISOR_ABOVE, Role
+from harness.xi.roles import GUEST, VARIANT_READ_ONLY_ABOVE, VARIANT_SUPERVISOR_ABOVE, Role
 
 BULK: Final = 12  # from this many changed entries on, a leaf table is done with numpy
 AD_PAIR: Final = AD | AD << 32  # A and D in both halves of a word: the entries of 32-bit guests
@@ -47,61 +46,79 @@ class Resynchronisation(Protection):
 
     def shadow_resync_all(self) -> None:
         """Brings every table that the current root reaches in sync, from the root down."""
-        if self.root_spti is not None:
-            self._sync_subtree(self.root_spti)
+        root = self.root_spti
+        if root is not None and self.dirty[root.index]:
+            self._sync_subtree(root)
         self.exposed.clear()
 
     def sync_exposed(self) -> None:
         """Synchronises what was linked out of sync, with everything below it."""
         while self.exposed:
-            self._sync_subtree(self.sptis[self.exposed.pop()])
+            index = self.exposed.pop()
+            if self.dirty[index]:
+                self._sync_subtree(self.sptis[index])
 
     def _sync_subtree(self, spti: Spti) -> None:
-        if not self.dirty[spti.index]:
-            return
-        self.pins.append(spti.index)
+        index = spti.index
+        self.pins.append(index)
         try:
             if not spti.synced:
                 self.shadow_resync(spti)
-            for child in self.dirty_children(spti):
-                self._sync_subtree(child)
+            if self.dirty_below[index]:
+                for child in self.dirty_children(spti):
+                    if self.dirty[child.index]:
+                        self._sync_subtree(child)
+                self.dirty_below[index].clear()
         finally:
             self.pins.pop()
-        self.dirty_below[spti.index].clear()
-        self.dirty[spti.index] = 0
+        self.dirty[index] = 0
 
-    def dirty_children(self, spti: Spti) -> Iterator[Spti]:
+    def dirty_children(self, spti: Spti) -> list[Spti]:
         """The tables right below `spti` that wait for synchronisation, or have something below them that does."""
-        for index in tuple(self.dirty_below[spti.index]):
-            # It may have been unlinked, or recycled, since it was noted here.
-            if self.dirty[index] and any(
-                word >> SPTI_SHIFT == spti.index for word in self.links.nodes(self.links.parents(index))
-            ):
-                yield self.sptis[index]
+        below = self.dirty_below[spti.index].items()
+        return [self.sptis[index] for index, word in below if self.dirty[index] and self._is_below(spti, index, word)]
+
+    def _is_below(self, spti: Spti, index: int, word: int) -> bool:
+        """Whether `spti` leads to SPTI `index`, as it did through the SPTE at `word` when that was noted: it may have
+        been unlinked since, or recycled, or have moved to another SPTE."""
+        spte = self.q[word]
+        if spte and not spte & PTE_PS and self.pool_memory.child(spte).index == index:
+            return True
+        return any(node >> SPTI_SHIFT == spti.index for node in self.links.nodes(self.links.parents(index)))
 
     def shadow_resync(self, spti: Spti) -> None:
         """Brings one SPT in sync with its guest table. The caller has it pinned."""
         self.counters.resyncs += 1
         if spti.kind is not GUEST:
-            if self.eager or spti.kind is QUADRANTS:
+            if self.eager:
                 self.fill_direct(spti)
             spti.synced = True
             return
-        assert spti.rules is not None
-        if spti.rules.latched:
+        rules = spti.rules
+        assert rules is not None
+        if rules.latched:
             now = np.array(self.pdptes, np.uint64)
-        else:
-            page = self.guest_page(spti)
-            now = page.view(np.uint32) if spti.rules.entry_bytes == 4 else page
-            now = now[spti.first : spti.first + len(spti.entries)]
-        changed = np.flatnonzero(now != spti.entries)
-        if len(changed):
-            self.resync_entries(spti, changed, now)
-        if spti.rules.latched:
+            self.resync_changed(spti, now)
             spti.entries[:] = now
         else:
+            page = self.guest_page(spti)
+            if self.eager or not spti.fresh:  # with no SPTE, and none to be made, there is nothing to decide
+                now = page.view(np.uint32) if rules.entry_bytes == 4 else page
+                self.resync_changed(spti, now[spti.first : spti.first + len(spti.entries)])
             self.take_snapshot(spti, page)
         self.set_synced(spti)
+
+    def resync_changed(self, spti: Spti, now: Words) -> None:
+        """Acts on the entries that differ from the snapshot; `now` is the SPT's part of the guest's table.
+
+        Under demand fill those without an SPTE are left out: the decision for them is to keep it so.
+        """
+        changed = (now != spti.entries).nonzero()[0]
+        if len(changed) and not self.eager:
+            sptes = spti.spt[changed * 2] | spti.spt[changed * 2 + 1] if spti.halved else spti.spt[changed]
+            changed = changed[sptes.nonzero()[0]]
+        if len(changed):
+            self.resync_entries(spti, changed, now)
 
     def take_snapshot(self, spti: Spti, page: Words) -> None:
         """The snapshot becomes the guest table's page as it is now."""
@@ -109,14 +126,12 @@ class Resynchronisation(Protection):
 
     def resync_entries(self, spti: Spti, changed: Ints, now: Words) -> None:
         """Acts on the entries numbered `changed` (within the SPT's part); `now` is that part as it is now."""
-        assert spti.rules is not None
         self.counters.resynced_entries += len(changed)
         if spti.level == 1 and len(changed) >= BULK:
             self.resync_many(spti, changed, now[changed].astype(np.uint64))
             return
-        for number in changed.tolist():
-            entry = int(now[number])
-            if spti.rules.doubled:
+        for number, entry in zip(changed.tolist(), now[changed].tolist(), strict=True):
+            if spti.halved:
                 self.resync_spte(spti, number * 2, entry, self.eager)
                 self.resync_spte(spti, number * 2 + 1, entry, self.eager)
             else:
@@ -203,22 +218,26 @@ class Resynchronisation(Protection):
         return PTE_RW if self.writable(gfn) else 0
 
     def _reflag(self, spti: Spti, word: int, spte: int, gfn: int, entry: int, now: int) -> None:
-        leaf = spti.level == 1 or spte & PTE_PS
         flags = self.spte_flags(spti, entry, now == _TABLE)
-        if leaf:
-            flags |= self.leaf_rw(spti, gfn, flags)
-        elif now == _LARGE:
-            flags = divided_flags(flags)
+        if spti.level == 1 or spte & PTE_PS:
+            self.set_flags(spti, word, gfn, flags | self.leaf_rw(spti, gfn, flags))
+        else:
+            self.set_flags(spti, word, gfn, divided_flags(flags) if now == _LARGE else flags)
+
+    def set_flags(self, spti: Spti, word: int, gfn: int, flags: int) -> None:
+        """Changes the flags of an SPTE in use; `gfn`: of the page, for a leaf."""
+        spte = self.q[word]
         new = spte & PTE_ADDR | flags
         if new == spte:
             return
         self.q[word] = new
         if spte & SW_OVERRIDE:
             self.overridden.discard(word)
-        if leaf:
-            self.aliases.rights_changed(spti, gfn, spte, new)
-        elif (spte ^ new) & (SW_WRITE | PTE_NX | SW_OVERRIDE):
-            self.aliases.parents_changed(self.pool_memory.child(spte).index)
+        if self.watching:
+            if spti.level == 1 or spte & PTE_PS:
+                self.aliases.rights_changed(spti, gfn, spte, new)
+            elif (spte ^ new) & (SW_WRITE | PTE_NX | SW_OVERRIDE):
+                self.aliases.parents_changed(self.pool_memory.child(spte).index)
 
     def _fill(self, spti: Spti, index: int, gfn: int, entry: int, now: int, force: bool) -> None:
         word = spti.base + index
@@ -240,7 +259,9 @@ class Resynchronisation(Protection):
         rules, role = spti.rules, spti.role
         assert rules is not None and role is not None
         variant = role.variant
-        if not rules.wp and rules.has_rights:
+        if rules.wp:
+            return variant
+        if rules.has_rights:
             variant |= 0 if entry & PTE_RW else VARIANT_READ_ONLY_ABOVE
             variant |= 0 if entry & PTE_US else VARIANT_SUPERVISOR_ABOVE
         return variant
@@ -291,7 +312,8 @@ class Resynchronisation(Protection):
         if present.any():
             gone = (action == _CLEAR) | (action == _REPLACE)
             if gone.any():
-                self.aliases.note_gone(spti, old[gone])
+                if self.watching:
+                    self.aliases.note_gone(spti, old[gone])
                 words = self.words_of(spti, index[gone])
                 self.links.unlink_many(words)
                 spti.spt[index[gone]] = 0
@@ -301,10 +323,11 @@ class Resynchronisation(Protection):
                 self.overridden.difference_update(self.words_of(spti, index[written]).tolist())
         spti.spt[index[written]] = (address | flags)[written]
         self.links.link_many(self.words_of(spti, index[new]), gfns[new])
-        self.aliases.mark_guarded(gfns[written])
-        if self.aliases.executes(spti):
-            executable = (flags < PTE_NX) & (new | (written & (old >= PTE_NX)))
-            self.aliases.gain_many(spti, gfns[executable])
+        if self.watching:
+            self.aliases.mark_guarded(gfns[written])
+            if self.aliases.executes(spti):
+                executable = (flags < PTE_NX) & (new | (written & (old >= PTE_NX)))
+                self.aliases.gain_many(spti, gfns[executable])
 
     def _many_flags(self, spti: Spti, entries: Words, gfns: Ints) -> Words:
         rules = spti.rules
@@ -327,9 +350,7 @@ class Resynchronisation(Protection):
         if root is None or not self.dirty[root.index]:
             return
         spti = self._sync_upper(root, va)
-        if spti is None or spti.synced or spti.kind is not GUEST:
-            return
-        with self.pinned(spti):
+        if spti is not None and not spti.synced and spti.kind is GUEST:
             self.resync_one(spti, (va >> 12) & 511)
 
     def _sync_upper(self, root: Spti, va: int) -> Spti | None:
@@ -347,22 +368,22 @@ class Resynchronisation(Protection):
                 stack.extend(self.dirty_children(spti))
         spti = root
         while spti.level > 1:
-            spte = self.q[spti.base + ((va >> 3 + 9 * spti.level) & 511)]
+            spte = self.q[spti.base + (va >> spti.shift & 511)]
             if not spte or spte & PTE_PS:
                 return None
             spti = self.pool_memory.child(spte)
         return spti
 
     def resync_one(self, spti: Spti, index: int) -> None:
-        """Brings one entry of an out-of-sync table up to date, and the snapshot with it."""
-        number = self.guest_index(spti, index)
+        """Brings one entry of an out-of-sync level-1 table up to date, and the snapshot with it."""
         assert spti.rules is not None
-        mfn = self.p2m.to_mfn[spti.gfn]
+        at = self.p2m.to_mfn[spti.gfn] << 12
+        number = spti.guest_index(index)
         if spti.rules.entry_bytes == 4:
-            entry = self.memory.read32((mfn << 12) + number * 4)
+            entry = self.memory.read32(at + number * 4)
         else:
-            entry = self.memory.read64((mfn << 12) + number * 8)
-        if entry != self.snapshot_entry(spti, number):
+            entry = self.memory.read64(at + number * 8)
+        if entry != spti.snapshot_entry(index):
             self.counters.resynced_entries += 1
             self.resync_spte(spti, index, entry, self.eager)
-            self.set_snapshot_entry(spti, number, entry)
+            spti.set_snapshot_entry(index, entry)

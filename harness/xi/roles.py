@@ -93,13 +93,15 @@ def shadow_shift(level: int) -> int:
 
 def root_role(state: ControlState) -> Role:
     """The role of the root SPT for a guest in `state`."""
-    mode = state.mode.name
+    return root_role_at(state.mode.name, variant_of(state), state.root_gpa)
+
+
+def root_role_at(mode: str, variant: int, root_gpa: int) -> Role:
+    """The role of the root SPT of a guest in `mode` with control bits `variant`; root_gpa: see `ControlState`."""
     level = ROOT_LEVEL[mode]
     if mode == "unpaged":
-        return Role(Kind.UNPAGED, 0, level, mode, 0, 0)
-    root = state.root_gpa
-    variant = variant_of(state)
+        return Role(UNPAGED, 0, level, mode, 0, 0)
     if mode == "nopae":
-        return Role(Kind.QUADRANTS, root >> 12, level, mode, 0, variant)
-    slot = (root & 0xFFF) >> 5 if mode == "pae" else 0
-    return Role(Kind.GUEST, root >> 12, level, mode, slot, variant)
+        return Role(QUADRANTS, root_gpa >> 12, level, mode, 0, variant)
+    slot = (root_gpa & 0xFFF) >> 5 if mode == "pae" else 0
+    return Role(GUEST, root_gpa >> 12, level, mode, slot, variant)

@@ -11,7 +11,9 @@ class Stats:
 
     zeroed_idle, zeroed_inline: SPTIs cleared ahead of need, and on the critical path. recycled: SPTs torn down for
     want of a free SPTI. eager_truncated: entries left without a shadow because the pool had no SPTI to give.
-    aliases_truncated: tables reached at more addresses than are followed. override: CR0.WP=0 stores.
+    aliases_truncated: tables reached at more addresses than are followed. overrides: CR0.WP=0 stores. faults_away:
+    faults that met a frame that was taken away. log_rounds, log_protected_sptes: rounds of the dirty log, and the
+    SPTEs that were made read-only to begin them.
     """
 
     cr3_loads: int = 0
@@ -21,6 +23,7 @@ class Stats:
     faults: int = 0
     faults_injected: int = 0
     faults_mmio: int = 0
+    faults_away: int = 0
     faults_filled: int = 0
     fault_resyncs: int = 0
     overrides: int = 0
@@ -38,6 +41,8 @@ class Stats:
     accessed_set: int = 0
     dirty_set: int = 0
     dirty_logged: int = 0
+    log_rounds: int = 0
+    log_protected_sptes: int = 0
     remapped: int = 0
     eager_truncated: int = 0
     aliases_truncated: int = 0

@@ -3,6 +3,9 @@
 Each SPT is reached at some set of *bases*: (first virtual address, may write, may execute), one for each path from a
 root, the rights those of the guest along the path. The sets are kept, and brought up to date lazily and top down when
 parents changed; a parent that adds no new base (another process sharing the kernel's tables) costs nothing below.
+
+Where the hardware walks the shadow itself nobody watches addresses, and the engine reports nothing: then all is worked
+out from the backlinks whenever something is asked.
 """
 
 from __future__ import annotations
@@ -47,7 +50,17 @@ class Aliases:
     A base is packed as address << 2 | rights; the address is not yet sign-extended.
     """
 
-    def __init__(self, pool: Pool, links: Backlinks, p2m: P2m, guarded: npt.NDArray[np.uint16], stats: Stats) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        links: Backlinks,
+        p2m: P2m,
+        guarded: npt.NDArray[np.uint16],
+        stats: Stats,
+        follows: bool = True,
+    ) -> None:
+        """`follows`: the engine calls what stands under "Told by the engine", at every change."""
+        self._follows = follows
         self._pool = pool
         self._links = links
         self._p2m = p2m
@@ -122,13 +135,14 @@ class Aliases:
 
     def watch_changes(self) -> dict[int, frozenset[int]]:
         """See `harness.engine.ShadowEngine.watch_changes`."""
-        if self._any_stale:
-            self._refresh()
+        self._catch_up()
+        if not self._follows:
+            self._changed.update(self._watched, np.flatnonzero(self._guarded).tolist())
         if not self._changed:
             return {}
         out: dict[int, frozenset[int]] = {}
         for gfn in self._changed:
-            now = self.addresses_of(gfn, writable=True) if self._guarded[gfn] else _NONE
+            now = self._addresses(gfn, MAY_WRITE) if self._guarded[gfn] else _NONE
             if now != self._watched.get(gfn, _NONE):
                 out[gfn] = now
                 if now:
@@ -139,9 +153,9 @@ class Aliases:
         return out
 
     def executable_changes(self) -> npt.NDArray[np.int64]:
-        """See `harness.engine.ShadowEngine.executable_changes`."""
-        if self._any_stale:
-            self._refresh()
+        """See `harness.engine.ShadowEngine.executable_changes`. Where changes are not followed, all that is executable
+        counts as changed."""
+        self._catch_up()
         if not self._any_gained:
             return np.empty(0, np.int64)
         out = np.flatnonzero(self._gained)
@@ -151,11 +165,12 @@ class Aliases:
 
     def addresses_of(self, gfn: int, writable: bool = False, executable: bool = False) -> frozenset[int]:
         """4 KiB-aligned addresses of `gfn` in any root, with the rights asked for."""
-        if self._any_stale:
-            self._refresh()
+        self._catch_up()
         if not 0 <= gfn < self._p2m.frames:
             return _NONE
-        wanted = (MAY_WRITE if writable else 0) | (MAY_EXECUTE if executable else 0)
+        return self._addresses(gfn, (MAY_WRITE if writable else 0) | (MAY_EXECUTE if executable else 0))
+
+    def _addresses(self, gfn: int, wanted: int) -> frozenset[int]:
         q, pool = self._pool.q, self._pool
         out: set[int] = set()
         for word, level in self._links.mapping(gfn):
@@ -177,11 +192,20 @@ class Aliases:
 
     def bases_of(self, index: int) -> frozenset[int]:
         """The packed bases of one SPT, up to date."""
-        if self._any_stale:
-            self._refresh()
+        self._catch_up()
         return self._bases[index]
 
     # Keeping the bases.
+
+    def _catch_up(self) -> None:
+        if not self._follows:
+            for index, spti in enumerate(self._pool.sptis):
+                self._bases[index] = _NONE
+                self._executable[index] = 0
+                if spti.role is not None:
+                    self.parents_changed(index)
+        if self._any_stale:
+            self._refresh()
 
     def _refresh(self) -> None:
         for level in range(5, 0, -1):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.check.target import OPINIONS
 from harness.engine import Bytes
 from harness.machine.mailbox import Status
 from harness.x86.control import ControlState
@@ -18,6 +19,9 @@ Twist = Callable[[npt.NDArray[Any]], None]
 
 class FakeTarget:
     """`twist` may falsify the records that come back, as a broken oracle or a broken processor would."""
+
+    architectural = False
+    opinions = OPINIONS
 
     def __init__(self, ram: Bytes, control: ControlState) -> None:
         self._ram = ram

@@ -9,7 +9,7 @@ import numpy as np
 from harness.check.crosscheck import CrossCheck
 from harness.check.memory import OverlayMemory
 from harness.check.target import Stop
-from harness.engine import EngineConfig
+from harness.engine import Bytes, EngineConfig
 from harness.machine.mailbox import TAG_OFFSET, tag_slot
 from harness.x86 import bits
 from harness.x86.access import Access
@@ -50,19 +50,27 @@ class Guest:
 
     def __init__(self, mode: PagingMode, budget: int = 600, seed: int = 1) -> None:
         self.mode = mode
-        self.ram = np.zeros(FRAMES << 12, np.uint8)
+        self.ram = self.new_ram()
         for gfn in range(1, FRAMES):
             at = (gfn << 12) + TAG_OFFSET
             self.ram[at : at + 16] = np.frombuffer(tag_slot(gfn), np.uint8)
         self._next = TABLES
         self.root = self.table()
         self.state = control_of(mode, self.root << 12)
+        self.index = 0
+        self.wire(seed, budget)
+
+    def new_ram(self) -> Bytes:
+        """Guest-physical memory, zeroed."""
+        return np.zeros(FRAMES << 12, np.uint8)
+
+    def wire(self, seed: int, budget: int) -> None:
+        """Puts engine, machine and checker around the memory."""
         self.overlay = OverlayMemory(self.ram)
         self.engine = ToyEngine(EngineConfig(FRAMES, 4096, 0x100000), self.overlay)
         self.engine.control(self.state)
         self.target = FakeTarget(self.ram, self.state)
         self.checker = CrossCheck(self.engine, self.overlay, self.target, seed, budget)
-        self.index = 0
 
     def table(self) -> int:
         """A fresh zeroed frame for a table."""
@@ -120,6 +128,13 @@ def arena(mode: PagingMode) -> int:
 def small_guest(mode: PagingMode, budget: int = 600, seed: int = 1) -> Guest:
     """A few pages of each kind of rights, an identity map of the tables, a large page, an alias."""
     guest = Guest(mode, budget, seed)
+    furnish(guest)
+    return guest
+
+
+def furnish(guest: Guest) -> None:
+    """Makes the mappings of `small_guest`."""
+    mode = guest.mode
     base = arena(mode)
     rights = [P | W | U, P | U, P | W, P, P | W | U | A | D] + ([P | W | U | NX, P | U | NX] if mode.has_nx else [])
     for i, flags in enumerate(rights):
@@ -132,4 +147,3 @@ def small_guest(mode: PagingMode, budget: int = 600, seed: int = 1) -> Guest:
     for gfn in range(TABLES, guest._next + 1):
         guest.map(base + (0x100 + gfn - TABLES << 12), gfn, P | W)
     guest.flush()
-    return guest

@@ -17,6 +17,7 @@ from harness.engine import (
     MMIO,
     RETRY,
     AuditFailure,
+    Bytes,
     EngineConfig,
     MachineMemory,
     ShadowRoot,
@@ -60,8 +61,30 @@ class ToyEngine:
     def shadow_faults(self, addresses: Sequence[int], accesses: Sequence[int]) -> list[int]:
         return [self.shadow_fault(va, access) for va, access in zip(addresses, accesses, strict=True)]
 
-    def idle(self) -> None:
-        pass
+    def idle(self) -> bool:
+        return False
+
+    # Its domain's frames stay where they are, and are all writable.
+    away_gfn = -1
+    pdptes = (0, 0, 0, 0)
+
+    def restore_pdptes(self, pdptes: tuple[int, int, int, int]) -> None:
+        raise NotImplementedError
+
+    def needs(self, state: ControlState) -> int:
+        return -1
+
+    def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
+        raise NotImplementedError
+
+    def dirty_log_start(self) -> None:
+        raise NotImplementedError
+
+    def dirty_log_read(self) -> Bytes:
+        raise NotImplementedError
+
+    def dirty_log_stop(self) -> None:
+        raise NotImplementedError
 
     def set_pkru(self, pkru: int) -> None:
         self.state = replace(self.state, pkru=pkru)

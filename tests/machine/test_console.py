@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +11,24 @@ import pytest
 from harness.machine.console import KEEP_BYTES, Console
 from harness.machine.deadline import Deadline
 
-Guest = tuple[Console, socket.socket]
+
+class End:
+    """What QEMU does with its end of the pipe."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY)
+
+    def sendall(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+Guest = tuple[Console, End]
 
 
 @pytest.fixture
@@ -19,12 +36,9 @@ def guest(tmp_path: Path) -> Iterator[Callable[[], Guest]]:
     opened: list[Guest] = []
 
     def connect() -> Guest:
-        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        server.bind(str(tmp_path / "console"))
-        server.listen(1)
-        console = Console(tmp_path / "console", Deadline(5))
-        opened.append((console, server.accept()[0]))
-        server.close()
+        path = tmp_path / f"console{len(opened)}"
+        console = Console(path)
+        opened.append((console, End(path.with_name(f"{path.name}.out"))))
         return opened[-1]
 
     yield connect
@@ -40,6 +54,21 @@ def test_lines_arrive_and_can_be_waited_for(guest: Callable[[], Guest]) -> None:
     end.sendall(b"ne\n")
     assert console.expect("^half a line$", Deadline(5)) is not None
     assert console.lines == ["hello", "TAP version 13", "half a line"]
+
+
+def test_nothing_is_lost_while_nobody_reads(guest: Callable[[], Guest], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest prints character by character; as messages of a UNIX socket some 270 of them would fit."""
+    _, end = guest()
+    with monkeypatch.context() as patch:
+        patch.setattr("threading.Thread.start", lambda thread: None)  # the reader comes late
+        late, end = guest()
+    os.set_blocking(end._descriptor, False)
+    for _ in range(5000):
+        end.sendall(b"x")
+    late._thread.start()
+    end.close()
+    late.finish()
+    assert sum(map(len, late.lines)) == 5000
 
 
 def test_waiting_for_what_never_comes_ends(guest: Callable[[], Guest]) -> None:
@@ -81,3 +110,15 @@ def test_a_line_that_never_ends_is_cut(guest: Callable[[], Guest]) -> None:
     console.finish(30)
     assert sum(map(len, console.lines)) == 10000
     assert max(map(len, console.lines)) <= 4096
+
+
+def test_a_console_goes_on_where_that_of_another_machine_stopped(guest: Callable[[], Guest]) -> None:
+    first, end = guest()
+    end.sendall(b"ok 1 - one\nok 2 - t")
+    end.close()
+    first.finish()
+    second, end = guest()
+    second.follow(first)
+    end.sendall(b"wo\nok 3 - three\n")
+    assert second.expect("three", Deadline(5)) is not None
+    assert second.lines == ["ok 1 - one", "ok 2 - two", "ok 3 - three"]

@@ -10,12 +10,13 @@ from typing import Any
 
 from harness.catalogue import load_catalogue
 from harness.check.plan import Planner
-from harness.check.target import Mismatch
-from harness.engine import AuditFailure, EngineConfig, MachineMemory
+from harness.engine import EngineConfig, MachineMemory
 from harness.guest_target import GuestTarget
 from harness.options import RunOptions
 from harness.session import Session
 from harness.xi.engine import XiEngine
+from tests.mutations.evidence import audited, mismatched
+from tests.mutations.live_hunt import RUNS
 from tests.mutations.mutation import Catch, Mutation
 
 
@@ -58,13 +59,15 @@ def hunt(mutation: Mutation) -> Catch:
     """Who caught `mutation`. A control, which names no catcher, always runs to its guest's end."""
     began = time.monotonic()
     catch = Catch(mutation)
-    if mutation.script is not None:
-        _audited(catch, mutation.script(mutation.engine).engine.audit())
-    else:
-        try:
-            _run(catch)
-        except AssertionError as error:
-            catch.note("assertion", _raised(error))
+    try:
+        if mutation.script is not None:
+            audited(catch, mutation.script(mutation.engine).engine)
+        else:
+            RUNS.get(mutation.way, _run)(catch)
+    except AssertionError as error:
+        catch.note("assertion", _raised(error))
+    except LookupError as error:  # an engine whose lists do not fit each other any more
+        catch.note("exception", _raised(error))
     catch.seconds = time.monotonic() - began
     return catch
 
@@ -77,26 +80,16 @@ def _run(catch: Catch) -> None:
             if session.record.interception_misses:
                 catch.note("self-check", session.record.misses[0])
             if session.record.audit_failures:
-                _audited(catch, session.engine.audit())
-            for mismatch in session.check().mismatches:
-                catch.note(mismatch.oracle, _line(mismatch))
+                audited(catch, session.engine)
+            mismatched(catch, session.check().mismatches)
             # What the check's faults have done to the shadow: a session looks only now and then.
-            _audited(catch, session.engine.audit())
+            audited(catch, session.engine)
             if must and not catch.missing:
                 return
         catch.verdict = session.conclude().verdict
 
 
-def _audited(catch: Catch, failures: list[AuditFailure]) -> None:
-    for failure in failures:
-        catch.note(f"audit:{failure.invariant}", failure.detail)
-
-
-def _raised(error: AssertionError) -> str:
-    """Where an assertion failed, and what it says."""
+def _raised(error: Exception) -> str:
+    """Where it was raised, and what it says."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{Path(last.filename).name}, {last.name}: {error}".rstrip(": ")
-
-
-def _line(one: Mismatch) -> str:
-    return f"{one.checkpoint}: {one.va:#x} {one.access}: {one.field}: shadow {one.shadow}, hardware {one.hardware}"

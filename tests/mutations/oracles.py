@@ -8,7 +8,7 @@ from typing import Final
 from harness.x86.access import Access
 from harness.x86.bits import PTE_A, PTE_D
 from harness.xi.engine import XiEngine
-from harness.xi.faults import Walk
+from harness.xi.guest_walk import Walk
 from tests.mutations.mutation import Mutation, caught
 from tests.mutations.rights import LOST_FRAME_BIT
 
@@ -16,21 +16,16 @@ from tests.mutations.rights import LOST_FRAME_BIT
 class LeafAccessedOnly(XiEngine):
     """Sets A in the leaf, and not in the entries above it."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> Walk:
-        last = walk._replace(steps=walk.steps[-1:])
-        rules, self._walk_rules = self._walk_rules, self._walk_rules[len(walk.steps) - 1 :]
-        try:
-            done = super().set_accessed(last, store)
-        finally:
-            self._walk_rules = rules
-        return walk._replace(steps=[*walk.steps[:-1], *done.steps])
+    def latch_walk(self) -> None:
+        super().latch_walk()
+        self._accessed = (*(0 for _ in self._accessed[1:]), *self._accessed[-1:])
 
 
 class AccessedNextDoor(XiEngine):
     """Sets A in the entry after the leaf that was walked, too."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> Walk:
-        address = walk.steps[-1].address + 8
+    def set_accessed(self, walk: Walk, store: bool) -> bool:
+        address = walk.addresses[-1] + 8
         if address & 0xFFF:
             self.memory.or64(address, PTE_A)
         return super().set_accessed(walk, store)
@@ -54,17 +49,18 @@ class DirtyWhenRefused(XiEngine):
 class DirtyOnLoad(XiEngine):
     """Sets D for loads and fetches too."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> Walk:
+    def set_accessed(self, walk: Walk, store: bool) -> bool:
         return super().set_accessed(walk, True)
 
 
 class NeverDirty(XiEngine):
     """Shows the shadow a D bit that it does not set in the guest's entry."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> Walk:
-        told = super().set_accessed(walk, False)
-        last = told.steps[-1]
-        return told._replace(steps=[*told.steps[:-1], last._replace(entry=last.entry | (PTE_D if store else 0))])
+    def set_accessed(self, walk: Walk, store: bool) -> bool:
+        changed = super().set_accessed(walk, False)
+        if store and walk.entries:
+            walk.entries[-1] |= PTE_D
+        return changed or store
 
 
 ORACLES: Final = (

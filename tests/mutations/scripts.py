@@ -8,7 +8,7 @@ import numpy as np
 
 from harness.engine import Bytes
 from harness.x86.access import Access
-from harness.x86.bits import PTE_PS, PTE_RW
+from harness.x86.bits import PTE_D, PTE_PS, PTE_RW
 from harness.x86.control import ControlState
 from harness.xi.engine import XiEngine
 from tests.mutations.mutation import Mutation, caught
@@ -68,7 +68,8 @@ class LogReadOneAlias(XiEngine):
         out = super().dirty_log_read()
         for gfn in np.flatnonzero(out).tolist():
             for word in self.links.nodes(self.links.slot(1, gfn))[1:]:
-                self.q[word] |= PTE_RW
+                if self.q[word] & PTE_D and not self.guarded[gfn]:
+                    self.q[word] |= PTE_RW
         return out
 
 

@@ -82,6 +82,10 @@ class RemapKeepsFrame(XiEngine):
         was = super()._what_it_was(spti, spte, now, gfn, entry)
         return was | 1 << RESYNC.shift["same"] if spti.level == 1 else was
 
+    def fill_page(self, spti: Spti, index: int, entry: int, gfn: int) -> None:
+        spte = self.q[spti.base + index]
+        super().fill_page(spti, index, entry, self.leaf_gfn(spte) if spte else gfn)
+
 
 class LastEntryForgotten(XiEngine):
     """Works on all changed entries of a table but the last; the snapshot takes them all."""

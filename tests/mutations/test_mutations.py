@@ -15,7 +15,8 @@ from tests.mutations.catalogue import CONTROLS, MUTATIONS
 from tests.mutations.hunt import hunt
 from tests.mutations.mutation import Catch, Mutation
 
-OTHERS = {"self-check", "assertion"}
+ENDINGS = {"assertion", "exception", "tap", "crash", "stuck", "timeout", "error", "verdict"}
+COMPARISONS = {"dirty-log", "migration", "twin:fault", "twin:memory", "twin:probe"}
 
 
 def hunted(mutation: Mutation, catches: list[Catch]) -> Catch:
@@ -68,11 +69,12 @@ def test_every_invariant_has_a_mutation() -> None:
 
 
 def test_every_oracle_has_a_mutation() -> None:
-    assert {*ORACLES, "self-check"} - NAMED == set()
+    assert {*ORACLES, *COMPARISONS, "self-check", "tap"} - NAMED == set()
 
 
 def test_every_catcher_that_is_named_exists() -> None:
-    assert NAMED - {f"audit:{name}" for name in INVARIANTS} - set(ORACLES) - OTHERS == set()
+    audits = {f"audit:{name}" for name in INVARIANTS}
+    assert NAMED - audits - set(ORACLES) - COMPARISONS - ENDINGS - {"self-check"} == set()
 
 
 def test_names_are_unique() -> None:

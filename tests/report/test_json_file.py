@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.report import json_file
-from tests.report.records import failed, passed
+from tests.report.records import failed, passed, ran_live
 
 REQUIRED = {
     "guest",
@@ -37,6 +37,15 @@ def test_every_run_has_the_promised_fields(tmp_path: Path) -> None:
         assert set(run["events"]) == {"cr3_load", "table_write", "invlpg", "control", "page_fault"}
         assert set(run["checks"]) == {"probe", "gva2gpa", "memory", "info_tlb", "ad_bits"}
         assert isinstance(run["mismatches"], int)
+
+
+def test_live_mode_adds_kinds_of_events_and_figures_and_takes_nothing_away(tmp_path: Path) -> None:
+    json_file.write(tmp_path / "r.json", json_file.document([passed(), ran_live()]))
+    observed, live = json.loads((tmp_path / "r.json").read_text())["runs"]
+    assert live.keys() == observed.keys() >= REQUIRED
+    assert live["events"].keys() - observed["events"].keys() == {"cpuid", "mmio"}
+    assert (live["mode"], live["live"]["exits"]["write_cr3"]) == ("live", 333)
+    assert (observed["mode"], observed["live"]) == ("observe", {})
 
 
 def test_what_strict_json_lacks_is_made_plain() -> None:

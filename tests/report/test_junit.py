@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from harness.report import junit
 from harness.report.record import RunRecord
-from tests.report.records import failed, passed
+from tests.report.records import failed, passed, ran_live
 
 
 def _suite(tmp_path: Path, *records: RunRecord) -> ElementTree.Element:
@@ -35,3 +35,14 @@ def test_a_crash_that_was_expected_is_a_passed_case(tmp_path: Path) -> None:
     assert case is not None
     assert case.find("failure") is None
     assert case.find("error") is None
+
+
+def test_the_same_guest_in_two_modes_is_two_cases(tmp_path: Path) -> None:
+    cases = _suite(tmp_path, passed(), ran_live()).findall("testcase")
+    assert [(case.get("classname"), case.get("name")) for case in cases] == [
+        ("basic.observe", "long4"),
+        ("basic.live", "long4"),
+    ]
+    told = {each.get("name"): each.get("value") for each in cases[1].iter("property")}
+    assert (told["mode"], told["live.exits"], told["live.moved"], told["events.mmio"]) == ("live", "12345", "9", "3")
+    assert not [each for each in cases[0].iter("property") if str(each.get("name")).startswith("live.")]

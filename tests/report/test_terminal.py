@@ -8,8 +8,8 @@ from rich.console import Console
 
 from harness.report.failure import failure_block
 from harness.report.live import PlainLines
-from harness.report.terminal import COLUMNS, heading, make_console, print_report, row
-from tests.report.records import failed, passed
+from harness.report.terminal import COLUMNS, heading, live_lines, make_console, print_report, row
+from tests.report.records import failed, passed, ran_both, ran_live
 
 
 def _console() -> tuple[Console, io.StringIO]:
@@ -19,9 +19,59 @@ def _console() -> tuple[Console, io.StringIO]:
 
 def test_cells_stand_under_their_headings() -> None:
     line, head = row(passed()).plain, heading().plain
-    for name, cell in (("guest", "basic"), ("paging", "long4"), ("verdict", "pass")):
+    for name, cell in (("guest", "basic"), ("paging", "long4"), ("mode", "observe"), ("verdict", "pass")):
         assert line.index(cell) == head.index(name)
     assert line.index("34,567") + len("34,567") == head.index("checks") + len("checks")
+
+
+def test_live_mode_adds_a_line_a_run_and_leaves_the_totals_last() -> None:
+    console, stream = _console()
+    print_report(console, [passed(), ran_live(), ran_live("churn")], 3.0)
+    lines = stream.getvalue().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("live mode"))
+    assert [line.split()[0] for line in lines[start + 1 : start + 3]] == ["basic", "churn"]
+    assert lines[start + 3] == ""
+    assert lines[-1].startswith("0 mismatches")
+    for heading_, cell in (("exits", "12,345"), ("exits/s", "45,000"), ("taken/given", "7/6"), ("pool", "102 (5.0%)")):
+        at = (
+            lines[start].index(f" {heading_} " if heading_ != "pool" else "pool") + len(heading_) + (heading_ != "pool")
+        )
+        assert lines[start + 1][:at].endswith(cell)
+
+
+def test_where_a_live_run_went_another_way_than_the_native_one_is_shown() -> None:
+    block = failure_block(ran_both())
+    assert "basic long4 (both, " in block
+    assert "differences from the native run (41, first 2 shown):" in block
+    assert "  fault, at 3 mapped, number 7: native #PF 0x3, live #PF 0x7\n" in block
+    assert "  ending, at the end: native status \\x1b[2J, live shutdown\n" in block
+    assert "xi-harness run basic --paging long4 --mode both --seed 7" in block
+
+
+def test_what_was_compared_is_summed_up() -> None:
+    console, stream = _console()
+    print_report(console, [ran_both(), ran_both()], 3.0)
+    assert "compared with native runs: 18 checkpoints, 8,642 faults; 82 differences\n" in stream.getvalue()
+
+
+def test_why_live_mode_was_slow_is_said_once() -> None:
+    records = [ran_live(), ran_live("churn"), ran_live("ad")]
+    for record in records[1:]:
+        record.live["pinned"] = "pinning is not permitted"
+    lines = live_lines(records)
+    assert len(lines) == 1 + 3 + 1
+    assert lines[-1] == "pinning is not permitted"
+
+
+def test_without_live_mode_nothing_is_said_of_it() -> None:
+    console, stream = _console()
+    print_report(console, [passed()], 3.0)
+    assert "live" not in stream.getvalue()
+
+
+def test_figures_that_a_run_does_not_have_are_none() -> None:
+    (_, line) = live_lines([passed(mode="live", live={"exits": {}})])
+    assert line.split()[2:] == ["0", "0", "0", "0", "0/0", "0", "0/0", "0", "0"]
 
 
 def test_a_long_name_does_not_move_the_columns() -> None:
@@ -75,6 +125,7 @@ def test_the_failure_block_has_what_is_needed_to_act() -> None:
     ):
         assert part in block
     assert "xi-harness run perm --paging pae --seed 7" in block
+    assert "xi-harness run basic --paging long4 --mode live --seed 7" in failure_block(ran_live())
     assert "remapped" in block
     assert "event 20\n" not in block  # only the newest events
 

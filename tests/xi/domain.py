@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from harness.engine import GENERAL_PROTECTION, MMIO, RETRY, EngineConfig, PlainMemory
+from harness.engine import AWAY, GENERAL_PROTECTION, MMIO, RETRY, EngineConfig, PlainMemory
 from harness.x86 import bits
 from harness.x86.access import Access
 from harness.x86.control import ControlState
@@ -24,6 +25,7 @@ A, D, P, RW, US, PS, NX = (
     bits.PTE_NX,
 )
 USED = P | RW | US | A | D
+POISON = 0xDEAD_F00D_DEAD_F00D  # fills machine frames that are nobody's: as an entry, present, and nonsense
 
 CONTROL = {
     "unpaged": (bits.CR0_PE, 0, 0),
@@ -35,7 +37,8 @@ CONTROL = {
 
 
 class Domain:
-    """One domain. gfns up to `frames`; pool of `sptis` SPTIs; machine frames scrambled when `scramble`."""
+    """One domain. gfns up to `frames`; pool of `sptis` SPTIs; p2m: mfn of each gfn below 2 * `frames`, the identity by
+    default, or scattered when `scramble`."""
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Domain:
         frames: int = 1024,
         sptis: int = 64,
         scramble: bool = False,
+        p2m: npt.NDArray[np.int64] | None = None,
         wp: bool = True,
         cr4: int = 0,
         options: dict[str, str] | None = None,
@@ -51,7 +55,7 @@ class Domain:
     ) -> None:
         self.frames = frames
         self.memory = PlainMemory(np.zeros(2 * frames * 4096, np.uint8))
-        table = np.arange(frames, dtype=np.int64)
+        table = np.arange(frames, dtype=np.int64) if p2m is None else p2m
         if scramble:
             table = np.random.default_rng(7).permutation(2 * frames)[:frames].astype(np.int64)
         self.pool_base = 2 * frames
@@ -63,6 +67,7 @@ class Domain:
         self.state = ControlState(cr0 | (bits.CR0_WP if wp else 0), 0, mode_cr4 | cr4, efer)
         self.next_frame = 1
         self.pdptes: tuple[int, ...] = (0, 0, 0, 0)
+        self.away: dict[int, bytes] = {}  # gfn -> contents, of frames that were taken away
         self.root = self.new_root() if self.mode.levels else 0
         self.state = replace(self.state, cr3=self.root << 12)
 
@@ -81,8 +86,11 @@ class Domain:
         return self.engine.p2m.to_mfn[gfn]
 
     def read_guest(self, address: int, count: int) -> int:
-        """Guest-physical memory, as the guest's own page walk reads it; 0 outside it."""
+        """Guest-physical memory, as the guest's own page walk reads it; 0 outside it. Frames that are away count as
+        there: the guest does not notice that they come and go."""
         gfn = address >> 12
+        if gfn in self.away:
+            return int.from_bytes(self.away[gfn][address & 0xFFF : (address & 0xFFF) + count], "little")
         if gfn >= self.frames or self.mfn(gfn) < 0:
             return 0
         at = (self.mfn(gfn) << 12) + (address & 0xFFF)
@@ -92,6 +100,8 @@ class Domain:
         """The guest stores one entry. `announce`: as an intercepted store, if the table is watched."""
         count = self.mode.entry_bytes
         gfn = address >> 12
+        if gfn in self.away:
+            self.give(gfn)
         if announce and self.engine.guest_tables().get(gfn):
             self.engine.table_written(gfn)
         at = (self.mfn(gfn) << 12) + (address & 0xFFF)
@@ -120,11 +130,13 @@ class Domain:
 
     def start(self) -> None:
         """The guest's control registers become `state`."""
+        self.bring_root()
         self.latch()
         self.engine.control(self.state)
 
     def flush(self) -> None:
         """MOV CR3 of `state.cr3`."""
+        self.bring_root()
         self.latch()
         self.engine.load_cr3(self.state.cr3)
 
@@ -137,6 +149,40 @@ class Domain:
     def latch(self) -> None:
         """Loads the PDPTE registers of a PAE guest."""
         self.pdptes = tuple(self.read_guest(self.state.root_gpa + 8 * i, 8) for i in range(4))
+
+    # Who owns the machine's frames.
+
+    def spare(self) -> int:
+        """A machine frame that is nobody's."""
+        return int(np.flatnonzero(self.engine.p2m.m2p < 0)[-1])
+
+    def move(self, gfn: int) -> None:
+        """The frame of `gfn` becomes another machine frame; the old one is poisoned."""
+        old, new = self.mfn(gfn), self.spare()
+        self.memory.page(new)[:] = self.memory.page(old)
+        self.engine.xi_invld_mfn(gfn, new)
+        self.memory.page(old)[:] = POISON
+
+    def take(self, gfn: int) -> None:
+        """Takes the frame of `gfn` away."""
+        old = self.mfn(gfn)
+        content = self.memory.page(old).tobytes()
+        self.engine.xi_invld_mfn(gfn, -1)
+        self.away[gfn] = content
+        self.memory.page(old)[:] = POISON
+
+    def give(self, gfn: int) -> None:
+        """Brings a frame back that was taken away."""
+        new = self.spare()
+        self.memory.page(new)[:] = np.frombuffer(self.away.pop(gfn), np.uint64)
+        self.engine.xi_invld_mfn(gfn, new)
+
+    def bring_root(self) -> None:
+        """Brings the root table back that is about to be loaded, if it is away."""
+        gfn = self.engine.needs(self.state)
+        if gfn >= 0:
+            self.give(gfn)
+        assert self.engine.needs(self.state) == -1
 
     # The hardware.
 
@@ -154,7 +200,7 @@ class Domain:
     def run(self, va: int, access: Access, tries: int = 6) -> Answer:
         """One access on the shadow, faults going to the engine until it lands or the guest gets a fault.
 
-        The answer's frame is a gfn; one that is not backed when it is the device model's.
+        The answer's frame is a gfn; -1 when it is the device model's. What is away comes back when it is missed.
         """
         if not self.state.mode.is_canonical(va):
             assert self.engine.shadow_fault(va, access) == GENERAL_PROTECTION
@@ -166,7 +212,9 @@ class Domain:
             code = self.engine.shadow_fault(va, access)
             if code == MMIO:
                 return Answer(-1)
-            if code != RETRY:
+            if code == AWAY:
+                self.give(self.engine.away_gfn)
+            elif code != RETRY:
                 return Answer(None, code)
         raise AssertionError(f"no progress at {va:#x} for {access.text}: {self.engine.describe_walk(va)}")
 
@@ -174,7 +222,7 @@ class Domain:
         """What the guest's own tables say now; an unbacked frame is -1."""
         answer = mmu(self.read_guest, self.state, va, access, self.pdptes)
         if answer.frame is not None:
-            backed = answer.frame < self.frames and self.mfn(answer.frame) >= 0
+            backed = answer.frame < self.frames and (self.mfn(answer.frame) >= 0 or answer.frame in self.away)
             return Answer(answer.frame if backed else -1)
         return replace(answer, touched=())
 

@@ -48,6 +48,9 @@ def test_an_unlinked_node_leaves_no_trace() -> None:
     for each in (words[2], words[4], words[0]):
         links.unlink(each)
     assert links.nodes(slot) == [words[3], words[1]]
+    links.link(words[2], links.parents(3))
+    assert sorted(links.leaves().tolist()) == [words[1], words[3]], "an SPTE that leads to a table is no leaf"
+    links.unlink(words[2])
     links.unlink(words[1])
     links.unlink(words[3])
     assert links.empty(slot)
@@ -80,6 +83,9 @@ def test_many_at_once_is_the_same_as_one_by_one(data: st.DataObject) -> None:
             nodes = links.nodes(slot)
             assert len(nodes) == len(set(nodes))
             assert set(nodes) == model.get(slot, set())
+        assert sorted(links.leaves().tolist()) == sorted(word for words in model.values() for word in words)
+        some = [3, 1, 39]
+        assert sorted(links.pages(np.array(some)).tolist()) == sorted(w for slot in some for w in model.get(slot, ()))
 
 
 def test_a_whole_table_with_one_target_is_linked_and_unlinked() -> None:

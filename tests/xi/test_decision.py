@@ -46,7 +46,7 @@ def wanted_verdict(c: dict[str, str]) -> Verdict:
         return c[name] == "yes"
 
     if c["walk"] != "complete":
-        return Verdict.NOT_PRESENT if c["walk"] == "absent" else Verdict.RESERVED
+        return {"absent": Verdict.NOT_PRESENT, "reserved": Verdict.RESERVED, "away": Verdict.AWAY}[c["walk"]]
     data = c["kind"] != "fetch"
     store = c["kind"] == "store"
     if on("user") and not on("us"):
@@ -75,9 +75,10 @@ def test_every_combination_of_rights() -> None:
 def test_every_place_combination() -> None:
     for c in PLACE.combinations():
         steps = Step(PLACE.lookup[PLACE.pack(**c)])
-        backed, store = c["backed"] == "yes", c["store"] == "yes"
-        assert Step.SET_AD in steps
-        assert (Step.MMIO in steps) == (not backed)
+        backed, store = c["frame"] == "backed", c["store"] == "yes"
+        assert (Step.SET_AD in steps) == (c["frame"] != "away"), "what is away leaves no trace until it is back"
+        assert (Step.MMIO in steps) == (c["frame"] == "none")
+        assert (Step.AWAY in steps) == (c["frame"] == "away")
         assert (Step.FILL in steps) == backed
         assert (Step.UNSYNC in steps) == (backed and store and c["gpt"] == "yes")
         assert (Step.LOG in steps) == (backed and store and c["unlogged"] == "yes")

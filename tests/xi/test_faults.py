@@ -156,3 +156,22 @@ def test_pse_is_honoured_only_when_enabled() -> None:
     domain.start()
     assert domain.check(VA + 0x3FF000, Access.LOAD).frame == 0x3FF
     domain.audit()
+
+
+@pytest.mark.parametrize("access", [Access.LOAD, Access.STORE])
+def test_the_halves_of_a_4_mib_page_have_their_accessed_and_dirty_bits_in_common(access: Access) -> None:
+    """The two SPTEs of one entry share its snapshot: what a fault on one half brings in is the other's as well."""
+    domain = Domain("nopae", "demand")
+    entry = domain.map(VA, 0, USED, 2)
+    one, other = VA, VA + (1 << 21)
+    domain.start()
+    for va in (one, other):
+        domain.check(va, Access.STORE)
+    domain.poke(entry, P | RW | US | PS)
+    domain.move(600)  # `other` faults, and finds A and D gone
+    domain.check(other, access)
+    domain.flush()
+    may_store = access is Access.STORE
+    assert bool(domain.read_guest(entry, 4) & D) == may_store
+    assert (domain.hardware(one, Access.STORE).frame is not None) == may_store
+    domain.audit()

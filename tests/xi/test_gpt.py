@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.x86.modes import PAGED_MODES, PagingMode
-from harness.xi.gpt import SW_PRESENT, SW_WRITE, divided_flags, entry_rules, leaf_flags, part_of, table_flags
-from harness.xi.roles import VARIANT_PSE, VARIANT_WP, Kind, Role
+from harness.xi.gpt import SW_PRESENT, SW_WRITE, divided_flags, entry_rules, guest_part, leaf_flags, table_flags
+from harness.xi.roles import VARIANT_PSE, VARIANT_WP
 from tests.xi.domain import NX, PS, RW, US, A, D, P
 
 
@@ -69,8 +69,8 @@ def test_the_quadrants_of_a_wide_table_cover_it_once() -> None:
     for level, parts, width in ((1, 2, 512), (2, 4, 256)):
         covered: list[int] = []
         for quadrant in range(parts):
-            part = part_of(Role(Kind.GUEST, 9, level, "nopae", quadrant, 0))
+            part = guest_part("nopae", level, quadrant)
             assert part.count == width
             covered += range(part.first, part.first + part.count)
         assert covered == list(range(1024))
-    assert part_of(Role(Kind.GUEST, 9, 3, "pae", 127, 0)).first == 508
+    assert guest_part("pae", 3, 127).first == 508

@@ -8,19 +8,19 @@ import pytest
 from harness.engine import EngineConfig, PlainMemory
 from harness.x86.access import Access
 from harness.xi.engine import XiEngine
-from harness.xi.pool import MINIMUM_SPTIS, Pool, pool_frames_for
+from harness.xi.pool import PAGES_AT_ONCE, Pool, minimum_sptis, pool_frames_for
 from tests.xi.domain import Domain
 
 
 def test_five_per_cent_is_reserved_but_never_less_than_a_path() -> None:
     assert pool_frames_for(100_000) == 5000
-    assert pool_frames_for(100) == MINIMUM_SPTIS * 4
+    assert pool_frames_for(100) == minimum_sptis(pages=PAGES_AT_ONCE) * 4
     assert pool_frames_for(32768, 0.1) % 4 == 0
 
 
 def test_a_pool_too_small_for_a_path_is_refused_with_the_minimum() -> None:
-    with pytest.raises(ValueError, match=f"at least {MINIMUM_SPTIS * 4} frames"):
-        Pool(44, 0, None, "idle")
+    with pytest.raises(ValueError, match=f"at least {minimum_sptis() * 4} frames"):
+        Pool(16, 0, None, "idle")
 
 
 def test_memory_of_the_wrong_size_is_refused() -> None:

@@ -1,55 +1,27 @@
-"""The benchmarks: costs as ratios to a floor that is measured in the same run.
-
-A figure is worth something only beside what the machine could do at that moment, so every bench measures its
-own floor (a raw gdbstub stop, a bare QEMU boot) between its measurements and reports both.
-"""
+"""What an intercepted event costs in observe mode."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from harness.bench.figures import PAGING, ROUNDS, Measured
 from harness.catalogue import image_path, load_catalogue
 from harness.machine.deadline import Deadline
 from harness.machine.errors import MachineError, StubClosed
 from harness.machine.gdbstub import STEP, breakpoint_packet, watch_packet
 from harness.machine.image import load_image
 from harness.machine.mailbox import Command
-from harness.machine.qemu import Machine, bare_command, scratch_directory
-from harness.machine.ram import RamMap
+from harness.machine.qemu import Machine
 from harness.options import RunOptions
 from harness.placement import place
-from harness.runs import run_guest
 from harness.session import Session, machine_spec
-from harness.verdict import STATUS_PASS
 
-Figures = dict[str, float]
-Raw = dict[str, Any]
-
-ROUNDS: Final = 3
 WATCH_ROUNDS: Final = 200
-PAGING: Final = "long4"
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """name: what `bench NAME` takes. measure gives (figures, raw numbers)."""
-
-    name: str
-    description: str
-    measure: Callable[[], tuple[Figures, Raw]]
-
-
-def _timed(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
 
 
 def _raw_run(name: str, breakpoints: Iterable[int]) -> tuple[float, int]:
@@ -78,7 +50,7 @@ def _raw_run(name: str, breakpoints: Iterable[int]) -> tuple[float, int]:
 def _raw_watch_stop(session: Session) -> float:
     """Seconds of one raw watchpoint stop, on the guest of `session` while it stands at a checkpoint: its probe server,
     given batches of nothing, writes to its mailbox in a loop."""
-    box = session.target.mailbox
+    box = session.mailbox
     if box is None:
         raise MachineError("this needs a guest with a probe server")
     gdb, limit = session.machine.gdb, Deadline(30.0)
@@ -125,7 +97,7 @@ def _observed_run(name: str) -> _Observed:
         return _Observed(observer.run_seconds - began, dict(observer.log.counts), breakpoints, watch_stops)
 
 
-def observe() -> tuple[Figures, Raw]:
+def measure() -> Measured:
     """The mean cost of an intercepted event on `churn`, against raw stops at the same places of the same guest.
 
     Three runs in turn: observed; with the same breakpoints and nothing done at them; and free. What the guest takes
@@ -163,78 +135,3 @@ def observe() -> tuple[Figures, Raw]:
             "observe.events": counts,
         },
     )
-
-
-def bare_seconds(name: str, paging: str) -> float:
-    """Wall seconds of a bare QEMU with the same guest, from start to its exit: no harness attached."""
-    guest = load_catalogue()[name]
-    image = load_image(image_path(guest, paging))
-    spec = machine_spec(guest, paging, RunOptions())
-    scratch = scratch_directory()
-    try:
-        ram = RamMap(scratch / "ram", spec.ram_mib << 20)
-        ram.reserve()
-        place(image, 1)(ram)
-        began = time.perf_counter()
-        status = subprocess.run(
-            bare_command(spec, scratch), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-        ).returncode
-        seconds = time.perf_counter() - began
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    if status != STATUS_PASS:
-        raise MachineError(f"the bare run of {name} {paging} ended with status {status}")
-    return seconds
-
-
-def boot() -> tuple[Figures, Raw]:
-    """A tiny guest's whole run, against a bare QEMU from start to exit, taken in turns."""
-    guest = load_catalogue()["basic"]
-    runs, bares = [], []
-    for _ in range(5):
-        bares.append(bare_seconds("basic", PAGING))
-        runs.append(_timed(lambda: run_guest(guest, PAGING)))
-    run, bare = statistics.median(runs), statistics.median(bares)
-    return {"boot.run_ratio": run / bare}, {"boot.run_seconds": runs, "boot.bare_seconds": bares}
-
-
-def probe() -> tuple[Figures, Raw]:
-    """Probes a second, end to end: planning, predicting, running in the guest and comparing."""
-    guest = load_catalogue()["basic"]
-    probes, seconds = 0, 0.0
-    with Session(guest, PAGING, RunOptions(probe_budget=20000)) as session:
-        while session.run_to_checkpoint() is not None:
-            began = time.perf_counter()
-            probes += session.check().checks["probe"]
-            seconds += time.perf_counter() - began
-    return {"probe.per_second": probes / seconds}, {"probe.count": probes, "probe.seconds": seconds}
-
-
-BENCHES: Final = {
-    bench.name: bench
-    for bench in (
-        Bench("observe", "cost of an intercepted event against raw gdbstub stops", observe),
-        Bench("boot", "a tiny guest's whole run against a bare QEMU", boot),
-        Bench("probe", "probes a second, end to end", probe),
-    )
-}
-
-
-FIGURES: Final = {bench.name: bench.description for bench in BENCHES.values()}
-
-
-def run_bench(names: list[str] | None = None) -> dict[str, Any]:
-    """Measures the named benches (all when none) and gives the JSON document: figures, and the raw numbers.
-
-    Raises ValueError that lists the known names on an unknown one.
-    """
-    for name in names or ():
-        if name not in BENCHES:
-            raise ValueError(f"unknown bench {name!r} (known: {', '.join(BENCHES)})")
-    figures: Figures = {}
-    raw: Raw = {}
-    for name in names or list(BENCHES):
-        measured, numbers = BENCHES[name].measure()
-        figures |= measured
-        raw |= numbers
-    return {"schema": 1, "figures": figures, "raw": raw}

@@ -1,0 +1,1 @@
+"""One guest, run natively and live: what each run testifies, and how the two are compared."""
