@@ -105,6 +105,11 @@ class Session:
 
     # ---- life
 
+    @property
+    def deadline(self) -> Deadline:
+        """When the run's time is over."""
+        return self._deadline
+
     def start(self) -> None:
         """Launches QEMU, lets the firmware run, and begins to observe at the guest's entry."""
         options = self.options

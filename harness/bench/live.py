@@ -96,7 +96,7 @@ def parts(exits: Sequence[Exit], floor: float) -> Measured:
     return figures, raw
 
 
-def undisturbed(exits: Sequence[Exit]) -> float:
+def speed_at_median(exits: Sequence[Exit]) -> float:
     """Exits a second if each took the median time of its kind: without what the scheduler gave to others."""
     seconds = 0.0
     for kind in {one.kind for one in exits}:
@@ -124,7 +124,7 @@ def measure() -> Measured:
     figures |= of_parts[0]
     raw |= of_parts[1]
     figures["live.exits_per_second"] = statistics.median(speeds)
-    figures["live.exits_per_second_undisturbed"] = undisturbed(split_exits)
+    figures["live.exits_per_second_at_median"] = speed_at_median(split_exits)
     raw["live.exits_per_second"] = speeds
     of_wall = wall_ratios()
     return figures | of_wall[0], raw | of_wall[1]

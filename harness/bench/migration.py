@@ -55,8 +55,8 @@ def figures_of(reports: list[MigrationReport], floors: list[float]) -> Measured:
         "migration.frames_per_round": statistics.fmean(one.copied for one in later) if later else 0.0,
         "migration.stopped_us": stopped,
         "migration.stopped_ratio": stopped / floor,
-        "migration.first_round_start_us": statistics.median(one.protection_us for one in first),
-        "migration.first_round_start_sptes": statistics.fmean(one.protected for one in first),
+        "migration.first_start_us": statistics.median(one.protection_us for one in first),
+        "migration.first_start_sptes": statistics.fmean(one.protected for one in first),
         "migration.round_start_us": statistics.median([one.protection_us for one in later] or [0.0]),
         "migration.round_start_sptes": statistics.fmean([one.protected for one in later] or [0.0]),
     }

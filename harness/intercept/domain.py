@@ -67,10 +67,15 @@ class Domain:
 
     def give(self, gfn: int) -> None:
         """Brings back a frame that was taken away, on some other machine frame. Raises KeyError if it was not."""
-        content = self.away.pop(gfn)
+        content = self.away[gfn]
         new = self._free()
-        self._vcpu.write_code(new << PAGE_SHIFT, content)
-        self._assign(gfn, new)
+        try:
+            self._vcpu.write_code(new << PAGE_SHIFT, content)
+            self._assign(gfn, new)
+        except ValueError:
+            self._release(new)
+            raise
+        del self.away[gfn]
         self.given += 1
 
     def restore(self) -> None:

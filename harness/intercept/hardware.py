@@ -1,7 +1,7 @@
 """The processor's state under live mode: what the VMCB holds while the guest believes something else.
 
 The guest runs on the shadow's root in the shadow's format, with paging always on; its own CR0, CR3, CR4 and EFER
-are only believed. Source: AMD APM vol. 2, 15.5 (VMRUN), appendix B (VMCB); `qemu-facts` of QEMU 7.2 in the comments.
+are only believed. Source: AMD APM vol. 2, 15.5 (VMRUN), appendix B (VMCB).
 """
 
 from __future__ import annotations

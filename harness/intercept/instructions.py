@@ -252,6 +252,7 @@ class Instructions:
         msr = vcpu.gpr(RCX) & 0xFFFF_FFFF
         value = vcpu.gpr(0) & 0xFFFF_FFFF | (vcpu.gpr(RDX) & 0xFFFF_FFFF) << 32
         if msr != bits.MSR_EFER:
+            live.log.add("msr", vcpu.vmcb[abi.RIP >> 3], msr, instruction.text)
             self._msrs.write(msr, value)
             self._done(instruction, width)
             return None

@@ -34,6 +34,7 @@ from harness.x86 import bits, events
 from harness.x86.control import ControlState
 
 KICK_SECONDS: Final = 5.0  # for the processor to come out after an NMI
+NO_FAULT: Final = (-1, -1, -1)
 STUCK_AFTER: Final = 256  # times that one access may fault in a row before the engine is taken to be at a loss
 
 LOOK_EVERY: Final = 64  # exits between two looks at the clock
@@ -104,7 +105,8 @@ class Live:
         self._pkru = 0
         self._halted = False
         self._pending = 0  # EXITINTINFO of the last exit: an event that was being delivered
-        self._last_fault = (0, 0, 0)
+        self._last_fault = NO_FAULT
+        self.stuck = ""  # what access faults for ever, in words
         self._repeats = 0
         self._ended: Outcome | None = None
         handlers: dict[int, Callable[[], Outcome | None]] = {
@@ -174,8 +176,7 @@ class Live:
                     try:
                         vcpu.wait(deadline, idle)
                     except DeadlineExceeded:
-                        self._pull_out()
-                        return Ran(Outcome.DEADLINE, self.registers())
+                        return Ran(self._pull_out(), self.registers())
                     if self._halted:
                         self._halted = False
                         vcpu.vmcb_fields["intercept"] = abi.INTERCEPTS
@@ -219,17 +220,24 @@ class Live:
         self.vcpu.vmcb_fields["intercept"] &= ~np.uint64(abi.intercept_bit(ExitCode.HLT))
         self._halted = True
 
-    def _pull_out(self) -> None:
+    def _pull_out(self) -> Outcome:
         """Gets the processor out of a guest that does not leave by itself. Raises MachineError if it stays."""
         self.kick()
         try:
             self.vcpu.wait(Deadline(KICK_SECONDS))
         except DeadlineExceeded as error:
             raise MachineError(f"the processor did not leave the guest within {KICK_SECONDS:g} s of an NMI") from error
-        self.exits[self.vcpu.vmcb[EXITCODE]] += 1
+        code = self.vcpu.vmcb[EXITCODE]
+        self.exits[code] += 1
+        if code == ExitCode.SHUTDOWN:
+            return Outcome.SHUTDOWN
+        if self._halted:  # an NMI ends a HLT, and this one was none of the guest's
+            self._halted = False
+            self.vcpu.vmcb_fields["intercept"] = abi.INTERCEPTS
         pending = self.vcpu.vmcb[EXITINTINFO]  # whatever the exit was, the guest comes back to it; not to this event
         if pending & events.VALID:
             self._deliver(events.again(pending))
+        return Outcome.DEADLINE
 
     def exits_by_name(self) -> dict[str, int]:
         """How often each kind of exit came, the most frequent first."""
@@ -256,6 +264,7 @@ class Live:
             if self._pending:
                 self._deliver(events.again(self._pending))
             return None
+        self._last_fault = NO_FAULT  # it came to something: the same fault may come as often as the guest likes
         return self._unresolved(result, rip, va, access)
 
     def _stuck(self) -> bool:
@@ -265,7 +274,8 @@ class Live:
             return False
         rip, va, _ = self._last_fault
         error = self.vcpu.vmcb[EXITINFO1]
-        self.misses.append(f"the access at rip {rip:#x} to {va:#x} faults again and again (error code {error:#x})")
+        self.stuck = f"the access at rip {rip:#x} to {va:#x} faults again and again (error code {error:#x})"
+        self.misses.append(self.stuck)
         return True
 
     def take_pkru(self) -> None:
@@ -316,7 +326,7 @@ class Live:
             raise MachineError(f"the processor delivers an event through {va:#x}, where there is no memory")
         code, width = self.instructions.code()
         try:
-            length = emulate(code, width, self.vcpu, physical, self.devices)
+            length = emulate(code, width, self.vcpu, physical, self.devices, rip)
         except CannotEmulate as error:
             raise MachineError(f"at rip {rip:#x}: {error}") from error
         self.log.add("mmio", rip, physical)
@@ -324,6 +334,7 @@ class Live:
         return None
 
     def _instruction(self) -> Outcome | None:
+        self._last_fault = NO_FAULT
         return self.instructions.handle()
 
     def _undefined(self) -> Outcome | None:

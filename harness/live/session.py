@@ -166,7 +166,7 @@ class LiveSession(Session):
         if outcome is Outcome.SHUTDOWN:
             record.verdict, record.reason = "crash", "the processor shut down (triple fault)"
         elif outcome is Outcome.STUCK:
-            record.verdict, record.reason = "fail", self.live.misses[-1]
+            record.verdict, record.reason = "fail", self.live.stuck
         elif outcome is Outcome.HALTED:
             record.verdict = "timeout"
             record.reason = f"halted with interrupts off, at {registers.get('rip', 0):#x}: nothing can wake it"

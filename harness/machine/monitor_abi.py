@@ -15,7 +15,6 @@ import numpy as np
 
 MONITOR_MAGIC: Final = 0x4E4D4958
 MONITOR_VERSION: Final = 1
-AREA_ALIGNMENT: Final = 1 << 20
 AREA_MSRPM: Final = 0x8000
 AREA_IOPM: Final = 0xA000
 MSRPM_BYTES: Final = 0x2000

@@ -222,11 +222,11 @@ class Migration:
     def _beside_the_guest(self) -> None:
         """Copies until the guest comes out; once all is copied, sees to it that it does come out."""
         copy, live, ended = self._copy, self.source.live, self.source.machine.ended
-        vcpu, idle = live.vcpu, live.engine.idle
+        vcpu, idle, deadline = live.vcpu, live.engine.idle, self.source.deadline
         while not copy.copied:
             copy.copy_some()
             idle()
-            if vcpu.came or ended():
+            if vcpu.came or ended() or deadline.passed:
                 return
         limit = time.perf_counter() + PULL_AFTER
         while not (vcpu.came or ended()):

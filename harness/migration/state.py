@@ -1,8 +1,8 @@
 """What of a guest is not in its memory: the registers of its vCPU, taken from one machine and put into another.
 
-The devices that a guest has need nothing: the firmware sets COM1 up the same on both machines, and the guests do not
-change that; guests are built without floating point, so the vector registers hold nothing of theirs. The time stamp
-counter is each machine's own.
+Devices are not taken along: the firmware sets COM1 up the same on both machines, and the test guests change neither
+it nor the local APIC or the HPET. Nor are DR0 to DR3, MSRs outside the VMCB (MTRRs, TSC_AUX) and the vector registers,
+which guests that are built without floating point leave alone. The time stamp counter is each machine's own.
 """
 
 from __future__ import annotations

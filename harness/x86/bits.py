@@ -22,7 +22,6 @@ PTE_A: Final = 1 << 5
 PTE_D: Final = 1 << 6
 PTE_PS: Final = 1 << 7  # in entries that may map a large page; PAT in 4 KiB leaves
 PTE_G: Final = 1 << 8
-PTE_AVAIL: Final = 0x7 << 9  # ignored by hardware, ours in shadow entries
 PTE_ADDR: Final = 0x000F_FFFF_FFFF_F000
 PTE_PK_SHIFT: Final = 59
 PTE_PK: Final = 0xF << PTE_PK_SHIFT

@@ -7,8 +7,6 @@ unpaged guest's map is the same thing: four 1 GiB pages, all divided.
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 
 from harness.x86.bits import PTE_ADDR, PTE_PK, PTE_PK_SHIFT, PTE_PS, PTE_RW
@@ -16,8 +14,6 @@ from harness.xi.gpt import OPEN_LEAF, OPEN_PDPTE, OPEN_TABLE, SW_OVERRIDE, divid
 from harness.xi.life import Life
 from harness.xi.pool import Spti
 from harness.xi.roles import DIRECT, GUEST, QUADRANTS, UNPAGED, Role
-
-GIB_FRAMES: Final = 1 << 18
 
 
 class LargePages(Life):

@@ -18,7 +18,6 @@ from harness.xi.gpt import EntryRules
 from harness.xi.roles import GUEST, ROOT_LEVEL, Role
 
 FRAMES_PER_SPTI: Final = 4
-SPTI_WORDS: Final = 2048
 SPTI_SHIFT: Final = 11
 SNAPSHOT: Final = 512  # word offset of the snapshot in an SPTI's frames
 BACKLINKS: Final = 1024  # word offset of the backlinks

@@ -80,8 +80,24 @@ def test_a_no_op_is_for_long4_only() -> None:
 def test_a_guest_does_the_same_work_in_all_three_modes() -> None:
     guest = load_catalogue()["basic"]
     taken = {name: leg(guest, "long4") for name, leg in wall.LEGS.items()}
-    assert {checkpoints for _, checkpoints in taken.values()} == {CHECKPOINTS}
-    assert all(0 < seconds < 20 for seconds, _ in taken.values())
+    assert {one.checkpoints for one in taken.values()} == {CHECKPOINTS}
+    assert all(0 < one.busy < 1.5 * one.wall + 0.1 and one.wall < 20 for one in taken.values())
+
+
+def test_the_catalogue_is_compared_guest_by_guest() -> None:
+    figures, raw = wall.wall_ratios(["hostile_rsvd", "hostile_triple"])
+    assert sorted(raw["live.runs"]) == [f"hostile_rsvd {paging}" for paging in ("long4", "long5", "nopae", "pae")]
+    live = sum(run["live"]["wall"] for run in raw["live.runs"].values())
+    native = sum(run["native"]["wall"] for run in raw["live.runs"].values())
+    assert figures["live.wall_ratio_native"] == pytest.approx(live / native, rel=0.05)
+    assert figures["live.cpu_ratio_observe"] > 0
+
+
+def test_a_guest_that_does_not_do_the_same_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    legs = {name: lambda guest, paging, n=n: wall.Taken(1.0, 1.0, n) for n, name in enumerate(wall.LEGS)}
+    monkeypatch.setattr(wall, "LEGS", legs)
+    with pytest.raises(MachineError, match="basic nopae is not the same work in all modes"):
+        wall.wall_ratios(["basic"])
 
 
 def test_a_guest_that_fails_is_not_measured() -> None:
