@@ -18,13 +18,11 @@ from harness.machine.errors import BadImage
 from harness.machine.image import Image
 from harness.machine.mailbox import BOOT_INFO, BOOT_MAGIC, TAG_BYTES, TAG_OFFSET, code_tag, load_tag, tag_slot
 from harness.machine.monitor_abi import MONITOR_MAGIC, area_bytes
-from harness.machine.ram import RamMap
+from harness.machine.ram import POISON, RamMap
 from harness.x86.bits import PAGE_SHIFT, PAGE_SIZE
 
 # Video memory, option ROMs and the BIOS's copy below 1 MiB: PC addresses where RAM does not answer.
 HOLE: Final = range(0xA0000 >> PAGE_SHIFT, 0x100000 >> PAGE_SHIFT)
-POISON: Final = 0xCC
-"""What fills machine frames that are nobody's: not present as an entry, no frame's tag, INT3 as code."""
 
 
 def identity_p2m(frames: int) -> npt.NDArray[np.int64]:

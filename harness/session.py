@@ -24,15 +24,15 @@ from harness.intercept.interception import Interception, Outcome
 from harness.intercept.observe import Observer, control_state
 from harness.machine.deadline import Deadline
 from harness.machine.errors import BadImage, MachineError
-from harness.machine.image import WRITABLE, Image, load_image
+from harness.machine.image import Image, load_image
 from harness.machine.mailbox import MAGIC, Checkpoint
 from harness.machine.qemu import Machine, MachineSpec
+from harness.machine.ram import RamMap
 from harness.options import Progress, RunOptions, Watcher
 from harness.placement import identity_p2m, place
 from harness.report.record import RunRecord
 from harness.verdict import judge_checks, judge_end
 from harness.x86.access import Access
-from harness.x86.bits import PAGE_SIZE
 from harness.x86.control import ControlState
 from harness.x86.walk import Path as WalkPath
 from harness.x86.walk import tracer
@@ -55,6 +55,13 @@ def machine_spec(guest: Guest, paging: str, options: RunOptions) -> MachineSpec:
         ram_mib=options.memory_mib or guest.memory_for(paging),
         bios=FIRMWARE,
     )
+
+
+def launch(spec: MachineSpec, fill: Callable[[RamMap], None]) -> Machine:
+    """A machine that boots from the harness's firmware. Raises BadImage if that is not built, and what Machine does."""
+    if not FIRMWARE.is_file():
+        raise BadImage(f"{FIRMWARE}: it is not built: run `make guests`")
+    return Machine(spec, fill)
 
 
 class Session:
@@ -113,8 +120,7 @@ class Session:
     def start(self) -> None:
         """Launches QEMU, lets the firmware run, and begins to observe at the guest's entry."""
         options = self.options
-        self.machine = self._stack.enter_context(self._launch())
-        self.record.timings["launch"] = time.monotonic() - self._began
+        self._power_on()
         ram = self.machine.ram
         frames = ram.size >> 12
         memory = self.memory = OverlayMemory(ram.bytes)
@@ -128,37 +134,42 @@ class Session:
         )
         self.engine = self._make_engine(config, memory)
         # What the guest writes while it serves probes lies in its image's writable part: mailbox and stack.
-        self._ambient = tuple(
-            (page, Access.STORE)
-            for segment in self.image.segments
-            if segment.flags & WRITABLE
-            for page in range(segment.vaddr & -PAGE_SIZE, segment.vaddr + segment.size, PAGE_SIZE)
-        )
+        self._ambient = tuple((page, Access.STORE) for page in self.image.writable_pages)
         self.observer = Observer(self.machine, self.engine, self._translate, self.msr_writes)
         self.interception = self.observer
-        symbols = self.image.symbols
-        box = self.image.physical(symbols["xi_mailbox"]) if {"xi_mailbox", "xi_stop"} <= symbols.keys() else None
+        box = self._mailbox_address()
         target = self.target = GuestTarget(self.machine, self.observer, box)
         self.mailbox = target.mailbox
-        self.check_engine = CrossCheck(
-            self.engine,
-            self.memory,
-            self.target,
-            seed=options.seed,
-            budget=options.probe_budget,
-            image=[gfn for segment in self.image.segments for gfn in segment.frames],
-        )
+        self.check_engine = self._make_check()
         self._reach_entry()
         self.observer.attach()
         if box is not None:
-            self.observer.stop_at(symbols["xi_stop"])
+            self.observer.stop_at(self.image.symbols["xi_stop"])
         self.record.timings["boot"] = time.monotonic() - self._began
         self._booted = True
 
+    def _power_on(self) -> None:
+        self.machine = self._stack.enter_context(self._launch())
+        self.record.timings["launch"] = time.monotonic() - self._began
+
     def _launch(self) -> Machine:
-        if not FIRMWARE.is_file():
-            raise BadImage(f"{FIRMWARE}: it is not built: run `make guests`")
-        return Machine(machine_spec(self.guest, self.paging, self.options), place(self.image, self.options.seed))
+        return launch(machine_spec(self.guest, self.paging, self.options), place(self.image, self.options.seed))
+
+    def _mailbox_address(self) -> int | None:
+        """Guest-physical address of the guest's mailbox; None for a guest without checkpoints."""
+        symbols = self.image.symbols
+        return self.image.physical(symbols["xi_mailbox"]) if {"xi_mailbox", "xi_stop"} <= symbols.keys() else None
+
+    def _make_check(self) -> CrossCheck:
+        """The check of the engine, once memory and target are there too."""
+        return CrossCheck(
+            self.engine,
+            self.memory,
+            self.target,
+            seed=self.options.seed,
+            budget=self.options.probe_budget,
+            image=[gfn for segment in self.image.segments for gfn in segment.frames],
+        )
 
     def _reach_entry(self) -> None:
         self.observer.run_to(self.image.entry, self._deadline)

@@ -15,8 +15,8 @@ from harness.machine.guest_view import GuestView
 from harness.machine.image import Image, Segment
 from harness.machine.mailbox import BOOT_INFO, BOOT_MAGIC, TAG_OFFSET, tag_slot
 from harness.machine.monitor_abi import MONITOR_MAGIC
-from harness.machine.ram import RamMap
-from harness.placement import HOLE, POISON, identity_p2m, place, place_live
+from harness.machine.ram import POISON, RamMap
+from harness.placement import HOLE, identity_p2m, place, place_live
 
 IMAGE = Image(Path("guest.elf"), 0x100000, (Segment(0x100000, 0x100000, b"\x90" * 5000, 0x2800, 5),), {})
 

@@ -15,7 +15,6 @@ from harness.x86 import bits
 SECONDS: Final = 5.0  # for one hand-over
 _VMMCALL: Final = b"\x0f\x01\xd9"
 _TABLE: Final = bits.PTE_P | bits.PTE_RW | bits.PTE_A
-_CODE64: Final = (0x08, 0xA9B, 0xFFFF_FFFF, 0)
 _FROM_GUEST: Final = (
     *("intercept_cr", "intercept_exceptions", "intercept", "iopm_base", "msrpm_base", "g_pat", "dr6", "dr7"),
 )
@@ -48,7 +47,7 @@ class NoOp:
         vmcb, guest = ram.view(self._address, abi.VMCB), session.vcpu.vmcb_fields
         for name in _FROM_GUEST:
             vmcb[name] = guest[name]
-        vmcb["cs"] = _CODE64
+        vmcb["cs"] = abi.FLAT_CODE64
         vmcb["rflags"], vmcb["cr3"] = 2, root
         self._vmcb = ram.bytes[self._address : self._address + bits.PAGE_SIZE].data.cast("B").cast("Q")
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
 
 import numpy as np
 
 from harness.engine import ShadowEngine
 from harness.machine.guest_view import GuestView
-from harness.machine.ram import RamMap
+from harness.machine.ram import POISON, RamMap
 from harness.machine.vcpu import Vcpu
 from harness.x86.bits import PAGE_SHIFT, PAGE_SIZE
-
-POISON: Final = 0xCCCC_CCCC_CCCC_CCCC  # what a frame that is nobody's holds: not present as an entry, INT3 as code
 
 
 class Domain:
@@ -28,7 +25,7 @@ class Domain:
     def __init__(self, ram: RamMap, vcpu: Vcpu, engine: ShadowEngine, view: GuestView, spare: Iterable[int]) -> None:
         self._vcpu = vcpu
         self._engine = engine
-        self._words = ram.bytes.view(np.uint64).reshape(-1, PAGE_SIZE // 8)
+        self._machine = ram.bytes.reshape(-1, PAGE_SIZE)
         self.view = view
         self.spare = deque(int(mfn) for mfn in spare)
         self.away: dict[int, bytes] = {}  # gfn -> its content, for the frames that were taken away
@@ -59,7 +56,7 @@ class Domain:
     def take(self, gfn: int) -> None:
         """Takes the frame of `gfn` away; `give` brings it back. Raises ValueError where that cannot be."""
         old = self._frame(gfn)
-        content = self._words[old].tobytes()
+        content = self._machine[old].tobytes()
         self._assign(gfn, -1)
         self.away[gfn] = content
         self._release(old)
@@ -82,7 +79,7 @@ class Domain:
         """Brings every frame back into the view once QEMU has ended: the guest's memory as it left it."""
         for gfn, content in self.away.items():
             new = self._free()
-            self._words[new] = np.frombuffer(content, np.uint64)
+            self._machine[new] = np.frombuffer(content, np.uint8)
             self.view.remap(gfn, new)
         self.away.clear()
 
@@ -112,5 +109,5 @@ class Domain:
         self.view.remap(gfn, mfn)
 
     def _release(self, mfn: int) -> None:
-        self._words[mfn] = POISON
+        self._machine[mfn] = POISON
         self.spare.append(mfn)

@@ -18,18 +18,13 @@ from harness.x86.control import ControlState
 from harness.x86.events import FAULTS_OF_DELIVERY
 from harness.x86.msrs import msr_permission_map
 
-EFER_SCE: Final = 1 << 0
-EFER_SVME: Final = 1 << 12
 # Bits of CR4 that have nothing to do with translation: the processor gets the guest's.
-CR4_PASSED: Final = 0x1 | 0x2 | 0x4 | 0x8 | 0x40 | 0x100 | 0x200 | 0x400 | 0x800 | 1 << 16 | 1 << 18
-#                   VME   PVI   TSD   DE    MCE    PCE     OSFXSR  OSXMM   UMIP    FSGSBASE  OSXSAVE
+CR4_PASSED: Final = (bits.CR4_VME | bits.CR4_PVI | bits.CR4_TSD | bits.CR4_DE | bits.CR4_MCE | bits.CR4_PCE) | (
+    bits.CR4_OSFXSR | bits.CR4_OSXMMEXCPT | bits.CR4_UMIP | bits.CR4_FSGSBASE | bits.CR4_OSXSAVE
+)
 # CR4 keeps translations with PCID only where the monitor offers it; it does not (see `harness.x86.control_writes`).
 
-CODE32: Final = (0x08, 0xC9B)  # selector and attributes (APM vol. 2, 15.5.1: bits 55:52 and 47:40 of the descriptor)
-DATA32: Final = (0x10, 0xC93)
-FLAT_LIMIT: Final = 0xFFFF_FFFF
 ENTRY_ESP: Final = 0x7000
-PAT_RESET: Final = 0x0007_0406_0007_0406
 
 _CR0, _CR3, _CR4, _EFER = (offset >> 3 for offset in (abi.CR0, abi.CR3, abi.CR4, abi.EFER))
 
@@ -47,27 +42,20 @@ def enter_guest(vcpu: Vcpu, entry: int) -> ControlState:
     vmcb["iopm_base"], vmcb["msrpm_base"] = vcpu.iopm_address, vcpu.msrpm_address
     vmcb["asid"] = 1
     vmcb["tlb_control"] = abi.TLB_FLUSH_ALL
-    for name in ("es", "ss", "ds", "fs", "gs"):
-        _segment(vcpu, name, *DATA32, FLAT_LIMIT)
-    _segment(vcpu, "cs", *CODE32, FLAT_LIMIT)
-    _segment(vcpu, "gdtr", 0, 0, 0xFFFF)
-    _segment(vcpu, "ldtr", 0, 0x82, 0xFFFF)
-    _segment(vcpu, "idtr", 0, 0, 0x3FF)
-    _segment(vcpu, "tr", 0, 0x8B, 0xFFFF)
-    vmcb["dr7"], vmcb["dr6"] = 0x400, 0xFFFF_0FF0
+    for name in abi.FLAT_DATA_SEGMENTS:
+        vmcb[name] = abi.FLAT_DATA
+    vmcb["cs"] = abi.FLAT_CODE32
+    vmcb["gdtr"], vmcb["idtr"] = (0, 0, 0xFFFF, 0), (0, 0, 0x3FF, 0)
+    vmcb["ldtr"], vmcb["tr"] = (0, 0x82, 0xFFFF, 0), (0, 0x8B, 0xFFFF, 0)
+    vmcb["dr7"], vmcb["dr6"] = abi.DR7_RESET, abi.DR6_RESET
     vmcb["rflags"], vmcb["rip"], vmcb["rsp"] = 2, entry, ENTRY_ESP
     vmcb["rax"] = BOOT_MAGIC
-    vmcb["g_pat"] = PAT_RESET
+    vmcb["g_pat"] = abi.PAT_RESET
     for number in range(16):
         if number not in (0, 4):
             vcpu.set_gpr(number, 0)
     vcpu.set_gpr(3, BOOT_INFO)
-    return ControlState(cr0=0x11)
-
-
-def _segment(vcpu: Vcpu, name: str, selector: int, attributes: int, limit: int) -> None:
-    segment = vcpu.vmcb_fields[name]
-    segment["selector"], segment["attributes"], segment["limit"], segment["base"] = selector, attributes, limit, 0
+    return ControlState(cr0=bits.CR0_PE | bits.CR0_ET)
 
 
 def run_on(vcpu: Vcpu, root: ShadowRoot, guest: ControlState) -> None:
@@ -77,7 +65,7 @@ def run_on(vcpu: Vcpu, root: ShadowRoot, guest: ControlState) -> None:
     # PG without PE, paged real mode, is there for exactly this (APM vol. 2, 15.9).
     vmcb[_CR0] = control.cr0 & ~bits.CR0_PE | guest.cr0 & bits.CR0_PE
     vmcb[_CR4] = control.cr4 | guest.cr4 & CR4_PASSED
-    vmcb[_EFER] = control.efer | EFER_SVME | guest.efer & EFER_SCE
+    vmcb[_EFER] = control.efer | bits.EFER_SVME | guest.efer & bits.EFER_SCE
 
 
 def prepare_maps(ram: RamMap, vcpu: Vcpu) -> None:

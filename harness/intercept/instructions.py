@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -64,7 +63,6 @@ class Instructions:
 
     def __init__(self, vcpu: Vcpu, machine: Bytes, translate: Translate) -> None:
         self._vcpu = vcpu
-        self._machine = machine
         self._bytes = machine.data.cast("B")
         self._q = self._bytes.cast("Q")
         self._translate = translate
@@ -197,7 +195,7 @@ class Instructions:
 
     def _clts(self, instruction: Intercepted, width: int) -> Outcome | None:
         state = self._live.state
-        self._changed(replace(state, cr0=state.cr0 & ~bits.CR0_TS), instruction, width, state.cr0)
+        self._changed(control_writes.clts(state), instruction, width, state.cr0)
         return None
 
     def _memory_word(self, instruction: Intercepted) -> int:
@@ -215,16 +213,16 @@ class Instructions:
             value = instruction.value(self._vcpu.gpr)
         else:
             address = self._memory_word(instruction)
-            value = int.from_bytes(self._machine[address : address + 2].tobytes(), "little")
+            value = int.from_bytes(self._bytes[address : address + 2], "little")
         self._changed(control_writes.lmsw(state, value & 0xFFFF), instruction, width, value)
         return None
 
     def _smsw(self, instruction: Intercepted, width: int) -> Outcome | None:
         if instruction.memory is not None:
             raise MachineError(f"{instruction.text}: a store by an intercepted instruction is not carried out")
-        number, mask = instruction.register, (1 << instruction.size * 8) - 1
+        number = instruction.register
         kept = self._vcpu.gpr(number) & 0xFFFF_FFFF_FFFF_0000 if instruction.size == 2 else 0
-        self._vcpu.set_gpr(number, kept | self._live.state.cr0 & mask)
+        self._vcpu.set_gpr(number, kept | control_writes.smsw(self._live.state, instruction.size))
         self._done(instruction, width)
         return None
 
@@ -252,7 +250,7 @@ class Instructions:
         msr = vcpu.gpr(RCX) & 0xFFFF_FFFF
         value = vcpu.gpr(0) & 0xFFFF_FFFF | (vcpu.gpr(RDX) & 0xFFFF_FFFF) << 32
         if msr != bits.MSR_EFER:
-            live.log.add("msr", vcpu.vmcb[abi.RIP >> 3], msr, instruction.text)
+            live.log.add("msr", vcpu.vmcb[RIP], msr, instruction.text)
             self._msrs.write(msr, value)
             self._done(instruction, width)
             return None

@@ -31,6 +31,7 @@ from harness.machine.mailbox import STOP_PORT
 from harness.machine.monitor_abi import ExitCode
 from harness.machine.vcpu import Vcpu
 from harness.x86 import bits, events
+from harness.x86.access import ACCESS_OF
 from harness.x86.control import ControlState
 
 KICK_SECONDS: Final = 5.0  # for the processor to come out after an NMI
@@ -49,11 +50,6 @@ RIP: Final = abi.RIP >> 3
 CR2: Final = abi.CR2 >> 3
 _VALID: Final = events.VALID
 
-# #PF error code (its low five bits) -> harness.x86.access value.
-ACCESS_OF: Final = tuple(
-    (1 if code & bits.PF_W else 2 if code & bits.PF_I else 0) | (4 if code & bits.PF_U else 0) for code in range(32)
-)
-
 Hook = Callable[[], None]
 Pause = Callable[[], Outcome | None]
 
@@ -71,8 +67,7 @@ class Live:
     state: the control registers as the guest believes them. faults: (rip, error code, CR2) of each #PF injected, where
     somebody wants them (else None); injected: how many there were. exits: how often each kind of exit came. between:
     called at each exit, with the guest standing (disturbances, migration); one that gives an Outcome ends `run` with
-    it. meanwhile: called once each time the guest has been let go, so what it does costs the guest nothing. kick: makes
-    the processor leave the guest at once (an NMI).
+    it. meanwhile: called once each time the guest has been let go, so what it does costs the guest nothing.
     """
 
     false_breakpoints = 0
@@ -86,11 +81,9 @@ class Live:
         state: ControlState,
         instructions: Instructions,
         devices: Devices,
-        kick: Hook,
     ) -> None:
         self.vcpu, self.engine, self.domain = vcpu, engine, domain
         self.state = state
-        self.kick = kick
         self.log = EventLog()
         self.instructions = instructions
         self.devices = devices
@@ -219,6 +212,11 @@ class Live:
         """The guest halts and waits for an interrupt: from its HLT on it runs without that intercept until it exits."""
         self.vcpu.vmcb_fields["intercept"] &= ~np.uint64(abi.intercept_bit(ExitCode.HLT))
         self._halted = True
+
+    def kick(self) -> None:
+        """Makes the processor leave the guest at once (an NMI)."""
+        assert self.vcpu.kick is not None
+        self.vcpu.kick()
 
     def _pull_out(self) -> Outcome:
         """Gets the processor out of a guest that does not leave by itself. Raises MachineError if it stays."""

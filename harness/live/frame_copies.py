@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.intercept.domain import Domain
-
-Ints = npt.NDArray[np.int64]
+from harness.machine.guest_view import Ints, Words
 
 CHUNK: Final = 256  # frames compared at a time: what fits into a processor's cache
 MOST_FRAMES: Final = 1 << 14  # of a guest's are watched: a copy of 64 MiB is kept
+
+
+def unequal_frames(one: Words, other: Words) -> Ints:
+    """The frames, by index, in which two arrays of shape (frames, 512) differ."""
+    found = []
+    for first in range(0, len(one), CHUNK):
+        ours, theirs = one[first : first + CHUNK], other[first : first + CHUNK]
+        if not np.array_equal(ours, theirs):
+            found.append(np.flatnonzero((ours != theirs).any(axis=1)) + first)
+    return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
 class FrameCopies:
@@ -37,12 +45,7 @@ class FrameCopies:
     def changed(self) -> Ints:
         """The frames that differ from their copies. The copies are up to date afterwards."""
         now, domain = self._domain.view.words, self._domain
-        found = []
-        for first in range(0, self.frames, CHUNK):
-            part = slice(first, min(first + CHUNK, self.frames))
-            if not np.array_equal(now[part], self._copies[part]):
-                found.append(np.flatnonzero((now[part] != self._copies[part]).any(axis=1)) + first)
-        gfns = np.concatenate(found) if found else np.zeros(0, np.int64)
+        gfns = unequal_frames(now[: self.frames], self._copies)
         gfns = gfns[domain.view.p2m[gfns] >= 0]  # a frame that is away reads as zeros
         self._copies[gfns] = now[gfns]
         for gfn, content in domain.away.items():

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from harness.catalogue import FIRMWARE, Guest
-from harness.check.crosscheck import CrossCheck
+from harness.catalogue import Guest
 from harness.check.guest_walks import ram_reader
 from harness.check.live_memory import GuestMemory, LoggedMemory
 from harness.check.target import Stop
@@ -22,7 +21,6 @@ from harness.intercept.live import Live
 from harness.live.layout import LiveLayout
 from harness.live.stress import Stress
 from harness.live.target import LiveTarget
-from harness.machine.errors import BadImage
 from harness.machine.guest_view import GuestView
 from harness.machine.pinning import pin
 from harness.machine.qemu import Machine, MachineSpec
@@ -31,7 +29,7 @@ from harness.machine.vcpu import start_vcpus
 from harness.options import RunOptions
 from harness.placement import place_live
 from harness.report.record import RunRecord
-from harness.session import KEPT_FAILURES, Session, machine_spec
+from harness.session import KEPT_FAILURES, Session, launch, machine_spec
 from harness.xi.pool import FRAMES_PER_SPTI, pool_frames_for
 
 READY_SECONDS: Final = 10.0
@@ -63,14 +61,8 @@ class LiveSession(Session):
 
     def _stand_ready(self) -> None:
         """Everything but the guest's first step: the machine, its monitor, an engine, a vCPU that could be entered."""
-        options = self.options
-        spec, self.layout = live_layout(self.guest, self.paging, options)
-        frames, pool_frames = self.layout.guest_frames, self.layout.pool_frames
-        if not FIRMWARE.is_file():
-            raise BadImage(f"{FIRMWARE}: it is not built: run `make guests`")
-        self.machine = self._stack.enter_context(Machine(spec, self._placing()))
+        self._power_on()
         self.record.mode = "live"
-        self.record.timings["launch"] = time.monotonic() - self._began
         ram = self.machine.ram
         view = GuestView(ram, self.layout.p2m)
         self._stack.callback(view.close)
@@ -78,6 +70,7 @@ class LiveSession(Session):
         prepare_maps(ram, self.vcpu)
 
         self.machine_memory = LoggedMemory(ram.bytes)
+        frames, pool_frames = self.layout.guest_frames, self.layout.pool_frames
         first = self.layout.pool_base_mfn << 12
         config = EngineConfig(
             frames=frames,
@@ -86,7 +79,7 @@ class LiveSession(Session):
             p2m=self.layout.p2m.copy(),
             pool_memory=ram.bytes[first : first + (pool_frames << 12)],
             fill="demand",
-            options=dict(options.policies),
+            options=dict(self.options.policies),
         )
         self.engine = self._make_engine(config, self.machine_memory)
         self.domain = Domain(ram, self.vcpu, self.engine, view, self.layout.spare)
@@ -100,22 +93,16 @@ class LiveSession(Session):
             state,
             Instructions(self.vcpu, ram.bytes, self._translate),
             Devices(self.vcpu, frames),
-            lambda: self.machine.monitor.command("inject-nmi"),
         )
         self.interception = self.live
-        symbols = self.image.symbols
-        box = self.image.physical(symbols["xi_mailbox"]) if {"xi_mailbox", "xi_stop"} <= symbols.keys() else None
-        self.target = self.prober = LiveTarget(self.live, box)
+        self.target = self.prober = LiveTarget(self.live, self._mailbox_address())
         self.mailbox = self.prober.mailbox
         self._ambient = ()
-        self.check_engine = CrossCheck(
-            self.engine,
-            self.memory,
-            self.target,
-            seed=options.seed,
-            budget=options.probe_budget,
-            image=[gfn for segment in self.image.segments for gfn in segment.frames],
-        )
+        self.check_engine = self._make_check()
+
+    def _launch(self) -> Machine:
+        spec, self.layout = live_layout(self.guest, self.paging, self.options)
+        return launch(spec, self._placing())
 
     def _placing(self) -> Callable[[RamMap], None]:
         """What fills the machine's memory before its first instruction."""
@@ -127,10 +114,7 @@ class LiveSession(Session):
     # ---- running
 
     def _arrive(self, registers: dict[str, int]) -> Stop:
-        if self.stress is not None:
-            self.stress.settle()
-        for gfn in list(self.domain.away):  # the check reads the guest's memory as a whole
-            self.domain.give(gfn)
+        self._calm(f"checkpoint {self.record.checkpoints + 1}")  # its name is in the guest's memory
         self.live.take_pkru()
         self._compare_keys()
         return super()._arrive(registers)
@@ -145,10 +129,17 @@ class LiveSession(Session):
             self.record.interception_misses += 1
 
     def _look(self, where: str, registers: dict[str, int]) -> None:
-        if self.stress is not None:
-            self._audit(f"{where}, under stress")  # the log still runs, frames are away
-            self.stress.settle()
+        self._calm(where)
         super()._look(where, registers)
+
+    def _calm(self, where: str) -> None:
+        """Audits what stress has made of the guest while it lasts, and ends it: the check reads the guest's memory as a
+        whole."""
+        if self.stress is not None and self.stress.unsettled:
+            self._audit(f"{where}, under stress")
+            self.stress.settle()
+        for gfn in list(self.domain.away):
+            self.domain.give(gfn)
 
     def _audit(self, where: str) -> None:
         super()._audit(where)

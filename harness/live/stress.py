@@ -78,6 +78,11 @@ class Stress:
         """From the next exit on."""
         self._live.between.append(self._at_exit)
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is something to settle: frames are away, or the dirty log runs."""
+        return self._logging or bool(self._live.domain.away)
+
     def settle(self) -> None:
         """For a look at the guest as a whole: every frame is back, and the dirty log, held against the frames a last
         time, is off. The guest stands."""

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from harness.x86 import bits
+
 # ---- boot info and area
 
 MONITOR_MAGIC: Final = 0x4E4D4958
@@ -76,7 +78,8 @@ class Command(IntEnum):
     WRITE = 5
 
 
-HOST_CR4: Final = 0x301090  # PSE, PGE, LA57, SMEP, SMAP: the host has them as the guest has, see `xi_monitor.h`
+# The host has them as the guest has, see `xi_monitor.h`.
+HOST_CR4: Final = bits.CR4_PSE | bits.CR4_PGE | bits.CR4_LA57 | bits.CR4_SMEP | bits.CR4_SMAP
 SECOND_ROOT: Final = 8  # in a probe's op, for the monitor only
 PROBE_ASID: Final = 1  # and 2, for the second root
 GUEST_ASID: Final = 3  # and up
@@ -181,6 +184,18 @@ def segment_offset(name: str) -> int:
 
 
 TLB_FLUSH_ALL: Final = 1  # tlb_control (APM vol. 2, 15.16.2)
+
+# Flat segments of ring 0, as SEGMENT has them. The attributes are bits 55:52 and 47:40 of the descriptor (APM vol. 2,
+# 15.5.1).
+FLAT_CODE32: Final = (0x08, 0xC9B, 0xFFFF_FFFF, 0)
+FLAT_CODE64: Final = (0x08, 0xA9B, 0xFFFF_FFFF, 0)
+FLAT_DATA: Final = (0x10, 0xC93, 0xFFFF_FFFF, 0)
+FLAT_DATA_SEGMENTS: Final = ("es", "ss", "ds", "fs", "gs")
+
+# What these registers hold after a reset (APM vol. 2, 14.1.3; 7.8 for PAT).
+DR6_RESET: Final = 0xFFFF_0FF0
+DR7_RESET: Final = 0x400
+PAT_RESET: Final = 0x0007_0406_0007_0406
 
 # ---- exits
 

@@ -28,9 +28,6 @@ _STUBS: Final = {
     abi.STUB_FETCH: b"\xff\xe3",  # jmp *%rbx
 }  # the same bytes do the same with EBX in 32-bit code
 
-_EFER_SVME: Final = 1 << 12
-_CODE32, _CODE64, _DATA = 0xC9B, 0xA9B, 0xC93
-_PAT_RESET: Final = 0x0007_0406_0007_0406
 _PAE_ROOT_BYTES: Final = 32
 
 # Everything that can leave, but what the host's devices may cause at any time.
@@ -127,9 +124,9 @@ class ProbeTables:
         vmcb["intercept"] = _EVERYTHING
         vmcb["iopm_base"], vmcb["msrpm_base"] = self._area + abi.AREA_IOPM, self._area + abi.AREA_MSRPM
         self._box["host_cr4"] = control.cr4 & abi.HOST_CR4
-        for name in ("es", "ss", "ds", "fs", "gs"):
-            vmcb[name] = (0x10, _DATA, 0xFFFF_FFFF, 0)
-        vmcb["cs"] = (0x08, _CODE64 if root.mode.canonical else _CODE32, 0xFFFF_FFFF, 0)
-        vmcb["dr6"], vmcb["dr7"], vmcb["g_pat"] = 0xFFFF_0FF0, 0x400, _PAT_RESET
+        for name in abi.FLAT_DATA_SEGMENTS:
+            vmcb[name] = abi.FLAT_DATA
+        vmcb["cs"] = abi.FLAT_CODE64 if root.mode.canonical else abi.FLAT_CODE32
+        vmcb["dr6"], vmcb["dr7"], vmcb["g_pat"] = abi.DR6_RESET, abi.DR7_RESET, abi.PAT_RESET
         vmcb["cr0"], vmcb["cr4"] = control.cr0, control.cr4
-        vmcb["efer"] = control.efer | _EFER_SVME
+        vmcb["efer"] = control.efer | bits.EFER_SVME

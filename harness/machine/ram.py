@@ -6,7 +6,7 @@ import mmap
 import os
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from harness.machine.errors import MachineError
 
 Bytes = npt.NDArray[np.uint8]
+
+POISON: Final = 0xCC
+"""What fills machine frames that are nobody's: not present as an entry, no frame's tag, INT3 as code."""
 
 
 class RamMap:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Final
 
 from harness.live.session import LiveSession
-from harness.machine.ram import RamMap
+from harness.machine.ram import POISON, RamMap
 from harness.migration.state import VcpuState
-from harness.placement import POISON, place_live
+from harness.placement import place_live
 from harness.report.record import RunRecord
 from harness.x86.bits import PAGE_SIZE
 

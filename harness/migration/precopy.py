@@ -16,15 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.engine import ShadowEngine
-from harness.machine.guest_view import GuestView
+from harness.live.frame_copies import unequal_frames
+from harness.live.layout import FRAMES_PER_MIB
+from harness.machine.guest_view import GuestView, Ints
 from harness.migration.report import Round
 
-Ints = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 AT_ONCE: Final = 512
-"""Frames: 2 MiB of either machine, copied or compared."""
-FRAMES_PER_MIB: Final = 256
+"""Frames: 2 MiB of either machine, copied in one go."""
 BURST: Final = 8  # batches that go in a row when an exit has taken their time
 
 
@@ -119,8 +119,7 @@ class PreCopy:
 
     def _open(self, protect: Callable[[], T], frames: Callable[[T], Ints]) -> None:
         """Begins a round with a call that write-protects, which is measured."""
-        pool = self._engine.pool[1]
-        before = pool.copy()
+        before = self._protected()
         began = time.perf_counter()
         answer = protect()
         ended = time.perf_counter()
@@ -128,8 +127,12 @@ class PreCopy:
             self.rounds[-1].seconds = began - self._began
         self._began = began
         self._pending = frames(answer)
-        protected = int(np.count_nonzero(before != pool))
+        protected = self._protected() - before
         self.rounds.append(Round(len(self.rounds), len(self._pending), protected, (ended - began) * 1e6))
+
+    def _protected(self) -> int:
+        """SPTEs that the engine has made read-only for the dirty log, in all."""
+        return int(self._engine.stats().get("log_protected_sptes", 0))
 
     def finish(self) -> None:
         """The guest stands and will not run here again: copies what is left of the round, and what is in the log."""
@@ -153,11 +156,5 @@ class PreCopy:
 
     def unequal(self) -> tuple[int, Ints]:
         """How many frames there are to compare, and the gfns of those that differ."""
-        found = []
-        ours, theirs = self._source.words, self._destination.words
-        for first in range(0, len(self._backed), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
-            if not np.array_equal(ours[part], theirs[part]):
-                found.append(np.flatnonzero((ours[part] != theirs[part]).any(axis=1) & self._backed[part]) + first)
-        gfns = np.concatenate(found) if found else np.zeros(0, np.int64)
-        return int(np.count_nonzero(self._backed)), gfns
+        gfns = unequal_frames(self._source.words, self._destination.words)
+        return int(np.count_nonzero(self._backed)), gfns[self._backed[gfns]]

@@ -22,12 +22,12 @@ from harness.engine import EngineConfig, ShadowEngine
 from harness.intercept.interception import Outcome
 from harness.live.session import LiveSession
 from harness.machine.errors import DeadlineExceeded, MachineError, MachineUnavailable
+from harness.machine.ram import POISON
 from harness.migration.destination import Destination
 from harness.migration.precopy import Limits, PreCopy
 from harness.migration.report import SHOWN, MigrationReport
 from harness.migration.state import VcpuState
 from harness.options import Mode, RunOptions, Watcher
-from harness.placement import POISON
 from harness.report.record import RunRecord
 
 PULL_AFTER: Final = 0.005  # seconds that the guest may run on when a round has been copied

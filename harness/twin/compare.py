@@ -25,7 +25,7 @@ from harness.machine.mailbox import PROBE, Status
 from harness.options import Progress, RunOptions, Watcher
 from harness.report.record import RunRecord
 from harness.twin.native import NativeLeg
-from harness.twin.rules import CONSOLE_OVERRUN, Explainer, access_of, overrun
+from harness.twin.rules import CONSOLE_OVERRUN, Explainer, overrun
 from harness.twin.witness import (
     TIMEOUT,
     Changes,
@@ -37,7 +37,7 @@ from harness.twin.witness import (
     WitnessedMachine,
     take_witness,
 )
-from harness.x86.access import Access
+from harness.x86.access import Access, access_of
 from harness.x86.bits import PAGE_SIZE, PTE_A, error_code_text
 from harness.x86.control import ControlState
 from harness.x86.walk import tracer

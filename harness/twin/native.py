@@ -10,22 +10,21 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from harness.catalogue import FIRMWARE, Guest, image_path
+from harness.catalogue import Guest, image_path
 from harness.check.target import Stop
 from harness.engine import Bytes
 from harness.guest_target import serve
 from harness.intercept.interception import Outcome, Ran
 from harness.intercept.observe import control_state
 from harness.machine.deadline import Deadline
-from harness.machine.errors import BadImage, DeadlineExceeded, MachineError, StubClosed
+from harness.machine.errors import DeadlineExceeded, MachineError, StubClosed
 from harness.machine.exception_log import ExceptionLog, Faults
 from harness.machine.gdbstub import ALL_REGISTERS, STEP, breakpoint_packet
 from harness.machine.image import load_image
 from harness.machine.mailbox import MAGIC, MAILBOX, Checkpoint
-from harness.machine.qemu import Machine
 from harness.options import RunOptions
 from harness.placement import place
-from harness.session import machine_spec
+from harness.session import launch, machine_spec
 from harness.twin.witness import ENDED, SHUTDOWN, TIMEOUT
 from harness.x86.control import ControlState
 
@@ -53,12 +52,10 @@ class NativeLeg:
         self.ending = ""
 
     def __enter__(self) -> Self:
-        if not FIRMWARE.is_file():
-            raise BadImage(f"{FIRMWARE}: it is not built: run `make guests`")
         with self._stack as stack:
             log = stack.enter_context(ExceptionLog())
             spec = replace(self._spec, extra=(*self._spec.extra, *log.arguments))
-            self.machine = stack.enter_context(Machine(spec, place(self.image, self._seed)))
+            self.machine = stack.enter_context(launch(spec, place(self.image, self._seed)))
             log.opened()
             self._log = log
             self._faults: list[Faults] = []  # what was read while the guest ran

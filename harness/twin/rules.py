@@ -17,7 +17,7 @@ from harness.engine import Words
 from harness.machine.exception_log import Faults
 from harness.machine.image import WRITABLE, Image
 from harness.x86 import bits
-from harness.x86.access import USER_BIT, Access
+from harness.x86.access import Access
 from harness.x86.control import ControlState
 from harness.x86.modes import PAE, reserved_bits
 from harness.x86.walk import MAPPED, RESERVED, Path, tracer
@@ -53,12 +53,6 @@ FLOOD: Final = 8 << 10
 _PROTOCOL: Final = re.compile(r"(?:not ok|ok|1\.\.|Bail out!|TAP version|# panic)\b.*")
 
 _ENDED_IN_A_TRY: Final = 0x8000_0000  # what the guests' library adds to an error code that it returns
-
-
-def access_of(code: int) -> Access:
-    """The access that a #PF error code tells."""
-    kind = Access.STORE if code & bits.PF_W else Access.FETCH if code & bits.PF_I else Access.LOAD
-    return Access(kind | (USER_BIT if code & bits.PF_U else 0))
 
 
 def overrun(native: str, live: str) -> bool:

@@ -54,3 +54,16 @@ class Access(IntEnum):
 
 ALL_ACCESSES: Final = tuple(Access)
 USER_BIT: Final = 4
+
+
+def access_of(code: int) -> Access:
+    """The access that a #PF error code tells (SDM vol. 3A, 4.7).
+
+    A fetch by a processor that does not report fetches (see `Access.error_bits`) is told as a load.
+    """
+    kind = Access.STORE if code & PF_W else Access.FETCH if code & PF_I else Access.LOAD
+    return Access(kind | (USER_BIT if code & PF_U else 0))
+
+
+ACCESS_OF: Final = tuple(int(access_of(code)) for code in range(32))
+"""`access_of` as a table of plain integers, indexed by the low five bits of the code: for who looks at every fault."""

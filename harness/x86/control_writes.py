@@ -24,30 +24,6 @@ class GP:
     """The write raises #GP(0) and changes nothing."""
 
 
-# CR0
-CR0_MP: Final = 1 << 1
-CR0_EM: Final = 1 << 2
-CR0_ET: Final = 1 << 4
-
-# CR4, beyond harness.x86.bits
-CR4_VME: Final = 1 << 0
-CR4_PVI: Final = 1 << 1
-CR4_TSD: Final = 1 << 2
-CR4_DE: Final = 1 << 3
-CR4_MCE: Final = 1 << 6
-CR4_PCE: Final = 1 << 8
-CR4_OSFXSR: Final = 1 << 9
-CR4_OSXMMEXCPT: Final = 1 << 10
-CR4_UMIP: Final = 1 << 11
-CR4_FSGSBASE: Final = 1 << 16
-CR4_OSXSAVE: Final = 1 << 18
-CR4_PKS: Final = 1 << 24
-
-# EFER
-EFER_SCE: Final = 1 << 0
-EFER_SVME: Final = 1 << 12
-EFER_FFXSR: Final = 1 << 14
-
 _LOW: Final = 0xFFFF_FFFF
 
 Cpuid = Callable[[int, int], tuple[int, int, int, int]]
@@ -57,26 +33,26 @@ _EAX, _EBX, _ECX, _EDX = range(4)
 
 # QEMU takes these whatever CPUID says (its CR4_RESERVED_MASK), PCIDE among them. Of the others it knows:
 CR4_ALWAYS: Final = (
-    *(CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, bits.CR4_PSE, bits.CR4_PAE, CR4_MCE, bits.CR4_PGE, CR4_PCE),
-    *(CR4_OSFXSR, CR4_OSXMMEXCPT, bits.CR4_PCIDE),
+    *(bits.CR4_VME, bits.CR4_PVI, bits.CR4_TSD, bits.CR4_DE, bits.CR4_PSE, bits.CR4_PAE, bits.CR4_MCE, bits.CR4_PGE),
+    *(bits.CR4_PCE, bits.CR4_OSFXSR, bits.CR4_OSXMMEXCPT, bits.CR4_PCIDE),
 )
 # bit of CR4 -> (leaf, register, bit) of CPUID that offers it; the subleaf is 0.
 CR4_OFFERED_BY: Final = {
-    CR4_UMIP: (7, _ECX, 2),
+    bits.CR4_UMIP: (7, _ECX, 2),
     bits.CR4_LA57: (7, _ECX, 16),
-    CR4_FSGSBASE: (7, _EBX, 0),
-    CR4_OSXSAVE: (1, _ECX, 26),
+    bits.CR4_FSGSBASE: (7, _EBX, 0),
+    bits.CR4_OSXSAVE: (1, _ECX, 26),
     bits.CR4_SMEP: (7, _EBX, 7),
     bits.CR4_SMAP: (7, _EBX, 20),
     bits.CR4_PKE: (7, _ECX, 3),
-    CR4_PKS: (7, _ECX, 31),
+    bits.CR4_PKS: (7, _ECX, 31),
 }
 EFER_OFFERED_BY: Final = {
-    EFER_SCE: (0x8000_0001, _EDX, 11),
+    bits.EFER_SCE: (0x8000_0001, _EDX, 11),
     bits.EFER_LME: (0x8000_0001, _EDX, 29),
     bits.EFER_NXE: (0x8000_0001, _EDX, 20),
-    EFER_FFXSR: (0x8000_0001, _EDX, 25),
-    EFER_SVME: (0x8000_0001, _ECX, 2),
+    bits.EFER_FFXSR: (0x8000_0001, _EDX, 25),
+    bits.EFER_SVME: (0x8000_0001, _ECX, 2),
 }
 
 
@@ -107,8 +83,8 @@ class Processor:
 
 
 MAX: Final = Processor(
-    cr4=sum(CR4_ALWAYS) + sum(bit for bit in CR4_OFFERED_BY if bit != CR4_PKS),
-    efer=EFER_SCE | bits.EFER_LME | bits.EFER_NXE,
+    cr4=sum(CR4_ALWAYS) + sum(bit for bit in CR4_OFFERED_BY if bit != bits.CR4_PKS),
+    efer=bits.EFER_SCE | bits.EFER_LME | bits.EFER_NXE,
 )
 """QEMU's `max` (7.2) as a guest of live mode sees it."""
 
@@ -330,7 +306,7 @@ def write_cr0(state: ControlState, value: int, code64: bool, processor: Processo
     verdict = _judge(_CR0, Write(state, value, code64, processor))
     if verdict is not Here.ACCEPT:
         return GP() if verdict is Here.FAULT else state
-    new = value & _LOW | CR0_ET  # reserved bits below 32 are kept, as QEMU does; ET is 1 in every processor
+    new = value & _LOW | bits.CR0_ET  # reserved bits below 32 are kept, as QEMU does; ET is 1 in every processor
     efer = state.efer
     if new & ~state.cr0 & bits.CR0_PG and efer & bits.EFER_LME:
         efer |= bits.EFER_LMA
@@ -345,7 +321,7 @@ def clts(state: ControlState) -> ControlState:
 
 def lmsw(state: ControlState, value: int, code64: bool = False, processor: Processor = MAX) -> ControlState | GP:
     """LMSW: PE, MP, EM and TS of `value`; PE can be set and not cleared."""
-    low = bits.CR0_PE | CR0_MP | CR0_EM | bits.CR0_TS
+    low = bits.CR0_PE | bits.CR0_MP | bits.CR0_EM | bits.CR0_TS
     return write_cr0(state, state.cr0 & ~low | state.cr0 & bits.CR0_PE | value & low, code64, processor)
 
 

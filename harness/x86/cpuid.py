@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from harness.x86.bits import CR4_PKE
-from harness.x86.control_writes import CR4_OSXSAVE
+from harness.x86.bits import CR4_OSXSAVE, CR4_PKE
 
 Registers = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""

@@ -11,23 +11,71 @@ import numpy.typing as npt
 from harness.check.target import OPINIONS
 from harness.engine import Bytes
 from harness.machine.mailbox import Status
+from harness.x86.access import Access
+from harness.x86.bits import VECTOR_GP, VECTOR_UD
 from harness.x86.control import ControlState
 from tests.check.model_mmu import Fault, ModelMmu
 
 Twist = Callable[[npt.NDArray[Any]], None]
 
 
-class FakeTarget:
-    """`twist` may falsify the records that come back, as a broken oracle or a broken processor would."""
+class ModelProber:
+    """Serves probes one after the other; `_probe` says how. memory: what the processor accesses. `twist` may falsify
+    the records that come back, as a broken oracle or a broken processor would."""
+
+    def __init__(self, memory: Bytes) -> None:
+        self._memory = memory
+        self.can_probe = True
+        self.twist: Twist | None = None
+
+    def run_probes(self, probes: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        result = probes.copy()
+        for record in result:
+            self._probe(record)
+        if self.twist:
+            self.twist(result)
+        return result
+
+    def _probe(self, record: Any) -> None:
+        raise NotImplementedError
+
+    @staticmethod
+    def _fault(record: Any, va: int, code: int) -> None:
+        """code: as `Fault` has it."""
+        if code < 0:
+            record["status"], record["code"] = Status.EXCEPTION, VECTOR_GP
+        else:
+            record["status"], record["code"], record["cr2"] = Status.FAULT, code, va
+
+    def _access(self, record: Any, address: int, kind: int) -> None:
+        """A load of what is no memory gives 0, as one of a device might."""
+        memory = self._memory
+        record["status"] = Status.DONE
+        inside = address + 8 <= len(memory)
+        if kind == Access.STORE:
+            assert inside, f"a store outside RAM at {address:#x}"
+            memory[address : address + 4].view(np.uint32)[0] = record["value"]
+        elif kind == Access.LOAD:
+            record["value"] = memory[address : address + 4].view(np.uint32)[0] if inside else 0
+        else:
+            assert inside, f"a fetch outside RAM at {address:#x}"
+            code = memory[address : address + 8].tobytes()
+            if code[0] == 0xB8 and code[5:] == b"\xcd\x80\x90":
+                record["value"] = int.from_bytes(code[1:5], "little")
+            else:
+                record["status"], record["code"] = Status.EXCEPTION, VECTOR_UD
+
+
+class FakeTarget(ModelProber):
+    """The guest's own probe server: the model processor on the guest's tables, with its TLB."""
 
     architectural = False
     opinions = OPINIONS
 
     def __init__(self, ram: Bytes, control: ControlState) -> None:
+        super().__init__(ram)
         self._ram = ram
         self.mmu = ModelMmu(ram, control)
-        self.can_probe = True
-        self.twist: Twist | None = None
         self.plants: list[tuple[int, bytes]] = []
         self.batches: list[int] = []
         self.gva2gpa_lies = 0
@@ -40,38 +88,16 @@ class FakeTarget:
     def run_probes(self, probes: npt.NDArray[Any]) -> npt.NDArray[Any]:
         self.batches.append(len(probes))
         self.probed.update((probes["va"] >> np.uint64(12)).tolist())
-        result = probes.copy()
-        for record in result:
-            self._probe(record)
-        if self.twist:
-            self.twist(result)
-        return result
+        return super().run_probes(probes)
 
     def _probe(self, record: Any) -> None:
         va, op = int(record["va"]), int(record["op"])
         try:
             gpa = self.mmu.translate(va, op)
         except Fault as fault:
-            if fault.code < 0:
-                record["status"], record["code"] = Status.EXCEPTION, 13
-            else:
-                record["status"], record["code"], record["cr2"] = Status.FAULT, fault.code, va
-            return
-        record["status"] = Status.DONE
-        kind = op & 3
-        inside = gpa + 8 <= len(self._ram)
-        if kind == 1:
-            assert inside, f"a store outside RAM at {gpa:#x}"
-            self._ram[gpa : gpa + 4].view(np.uint32)[0] = record["value"]
-        elif kind == 0:
-            record["value"] = self._ram[gpa : gpa + 4].view(np.uint32)[0] if inside else 0
+            self._fault(record, va, fault.code)
         else:
-            assert inside, f"a fetch outside RAM at {gpa:#x}"
-            code = self._ram[gpa : gpa + 8].tobytes()
-            if code[0] == 0xB8 and code[5:] == b"\xcd\x80\x90":
-                record["value"] = int.from_bytes(code[1:5], "little")
-            else:
-                record["status"], record["code"] = Status.EXCEPTION, 6
+            self._access(record, gpa, op & 3)
 
     def plant(self, writes: list[tuple[int, bytes]]) -> None:
         for address, data in writes:

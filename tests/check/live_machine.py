@@ -18,10 +18,10 @@ from harness.engine import GENERAL_PROTECTION, RETRY, Bytes, EngineConfig
 from harness.live.layout import LiveLayout
 from harness.machine.guest_view import GuestView
 from harness.machine.mailbox import Status
-from harness.machine.ram import RamMap
+from harness.machine.ram import POISON, RamMap
 from harness.x86.modes import PagingMode
 from harness.xi.engine import XiEngine
-from tests.check.fake_target import Twist
+from tests.check.fake_target import ModelProber
 from tests.check.guest_tables import FRAMES, Guest, furnish
 from tests.check.model_mmu import Fault, ModelMmu
 
@@ -29,75 +29,46 @@ POOL_FRAMES = 1024
 ROUNDS = 8
 
 
-class LiveFakeTarget:
-    """Probes on the shadow in machine memory, the engine behind the faults. `twist`: see `FakeTarget`."""
+class LiveFakeTarget(ModelProber):
+    """Probes on the shadow in machine memory, the engine behind the faults."""
 
     architectural = True
     opinions: frozenset[str] = frozenset()
-    can_probe = True
 
     def __init__(self, machine: Bytes, view: GuestView, engine: XiEngine) -> None:
-        self._machine = machine
+        super().__init__(machine)
         self._view = view
         self.engine = engine
-        self.twist: Twist | None = None
         self.served = 0
 
     @property
     def ram(self) -> Bytes:
         return self._view.bytes
 
-    def run_probes(self, probes: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        result = probes.copy()
-        for record in result:
-            self._probe(record)
-        if self.twist:
-            self.twist(result)
-        return result
-
     def _probe(self, record: Any) -> None:
         va, op = int(record["va"]), int(record["op"])
         for _ in range(ROUNDS):
             root = self.engine.root
             try:  # no TLB: each VMRUN starts with none
-                address = ModelMmu(self._machine, replace(root.control, cr3=root.root)).translate(va, op)
+                address = ModelMmu(self._memory, replace(root.control, cr3=root.root)).translate(va, op)
             except Fault as fault:
                 answer = GENERAL_PROTECTION if fault.code < 0 else self.engine.shadow_fault(va, op)
                 if answer == RETRY:
                     self.served += 1
                     continue
-                self._refuse(record, va, answer)
+                if answer >= 0 or answer == GENERAL_PROTECTION:
+                    self._fault(record, va, answer)
+                else:
+                    record["status"] = NO_MEMORY
                 return
             self._access(record, address, op & 3)
             return
         record["status"] = Status.NOT_RUN
 
-    @staticmethod
-    def _refuse(record: Any, va: int, answer: int) -> None:
-        if answer >= 0:
-            record["status"], record["code"], record["cr2"] = Status.FAULT, answer, va
-        elif answer == GENERAL_PROTECTION:
-            record["status"], record["code"] = Status.EXCEPTION, 13
-        else:
-            record["status"] = NO_MEMORY
-
-    def _access(self, record: Any, address: int, kind: int) -> None:
-        record["status"] = Status.DONE
-        if kind == 1:
-            self._machine[address : address + 4].view(np.uint32)[0] = record["value"]
-        elif kind == 0:
-            record["value"] = self._machine[address : address + 4].view(np.uint32)[0]
-        else:
-            code = self._machine[address : address + 8].tobytes()
-            if code[0] == 0xB8 and code[5:] == b"\xcd\x80\x90":
-                record["value"] = int.from_bytes(code[1:5], "little")
-            else:
-                record["status"], record["code"] = Status.EXCEPTION, 6
-
     def plant(self, writes: list[tuple[int, bytes]]) -> None:
         for gpa, data in writes:
             address = self._view.to_mfn[gpa >> 12] << 12 | gpa & 0xFFF
-            self._machine[address : address + len(data)] = np.frombuffer(data, np.uint8)
+            self._memory[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
     def gva2gpa(self, addresses: list[int]) -> list[int | None]:
         raise AssertionError("the debug walker sees the monitor")
@@ -130,7 +101,7 @@ class LiveGuest(Guest):
         with tempfile.TemporaryDirectory() as folder:
             self._map = RamMap(Path(folder) / "ram", self.layout.machine_mib << 20)
         self.machine = self._map.bytes
-        self.machine[self.layout.spare[:, None] << 12 | np.arange(4096)] = 0xCC
+        self.machine[self.layout.spare[:, None] << 12 | np.arange(4096)] = POISON
         self.view = GuestView(self._map, self.layout.p2m)
         return self.view.bytes
 
@@ -168,7 +139,7 @@ class LiveGuest(Guest):
             self.machine[mfn << 12 : mfn + 1 << 12] = self.machine[old << 12 : old + 1 << 12]
         self.xi.xi_invld_mfn(gfn, mfn)
         self.view.remap(gfn, mfn)
-        self.machine[old << 12 : old + 1 << 12] = 0xCC
+        self.machine[old << 12 : old + 1 << 12] = POISON
 
 
 def live_guest(

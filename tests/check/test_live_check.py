@@ -11,6 +11,7 @@ import pytest
 
 from harness.check.target import CheckReport
 from harness.machine.mailbox import Status
+from harness.machine.ram import POISON
 from harness.x86 import bits
 from harness.x86.access import Access
 from harness.x86.modes import LONG4, NOPAE, PAE, PAGED_MODES, UNPAGED, PagingMode
@@ -132,7 +133,7 @@ def test_a_translation_that_forgot_that_its_frame_moved_is_found() -> None:
     old = guest.view.to_mfn[DATA]
     guest.machine[spare << 12 : spare + 1 << 12] = guest.machine[old << 12 : old + 1 << 12]
     guest.view.remap(DATA, spare)  # and the engine is not told
-    guest.machine[old << 12 : old + 1 << 12] = 0xCC
+    guest.machine[old << 12 : old + 1 << 12] = POISON
     report = checked(guest)
     assert "frame" in fields(report)
     wrong = first(report, "frame")

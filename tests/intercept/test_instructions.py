@@ -13,7 +13,7 @@ from harness.intercept.interception import Outcome
 from harness.live.session import LiveSession
 from harness.machine.deadline import Deadline
 from harness.options import RunOptions
-from harness.x86.control_writes import CR4_OSXSAVE
+from harness.x86.bits import CR4_OSXSAVE
 from harness.x86.msrs import MSR_VM_CR, MSR_VM_HSAVE_PA
 from tests.x86 import test_control_writes_native as native
 from tests.x86.assemble import link, needs_assembler

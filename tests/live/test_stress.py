@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from harness.catalogue import load_catalogue
+from harness.engine import AuditFailure
 from harness.live.frame_copies import FrameCopies
 from harness.live.session import LiveSession
 from harness.live.stress import Schedule
@@ -18,7 +19,7 @@ from harness.options import RunOptions
 from harness.report.record import RunRecord
 from harness.runs import run_guest
 from harness.xi.engine import XiEngine
-from harness.xi.guest_walk import Walk
+from tests.xi.broken import DropsOne, OldFrameKept, OneRound, OwnStoresUnlogged
 
 STRESSED = RunOptions(mode="live", stress=True, probe_budget=60)
 
@@ -94,33 +95,27 @@ def test_at_a_checkpoint_the_guest_is_whole() -> None:
         assert session.stress.failures == []
 
 
-class DropsOne(XiEngine):
-    """One frame of each round is missing from the log."""
+def test_a_checkpoint_is_audited_as_stress_left_it_and_again_when_all_is_calm() -> None:
+    seen: list[tuple[bool, int]] = []  # of each audit: whether the log ran, how many gfns had no machine frame
+    disturbed: list[tuple[bool, int]] = []
 
-    def dirty_log_read(self) -> npt.NDArray[np.uint8]:
-        log = super().dirty_log_read()
-        log[np.flatnonzero(log)[:1]] = 0
-        return log
+    class Observed(XiEngine):
+        def audit(self) -> list[AuditFailure]:
+            seen.append((self.logging, int(np.count_nonzero(self.p2m.table < 0))))
+            return super().audit()
 
-
-class ForgetsItsOwnStores(XiEngine):
-    """A and D bits that the engine sets are not logged."""
-
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        logging, self.logging = self.logging, False
-        changed = super().set_accessed(walk, store)
-        self.logging = logging
-        return changed
-
-
-class KeepsTheOldFrame(XiEngine):
-    """A frame that moves keeps the SPTEs that lead to its old place."""
-
-    def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
-        if mfn >= 0:
-            self.p2m.assign(gfn, mfn)
-        else:
-            super().xi_invld_mfn(gfn, mfn)
+    with LiveSession(load_catalogue()["switch"], "long4", STRESSED, make_engine=Observed) as session:
+        hole = int(np.count_nonzero(session.layout.p2m < 0))
+        while session.run_to_checkpoint() is not None:
+            *under_stress, calm = seen
+            assert calm == (False, hole)
+            assert len(under_stress) <= 1
+            disturbed += under_stress
+            seen.clear()
+        assert (session.record.verdict, session.record.audit) == ("pass", [])
+    assert all(logging or backless > hole for logging, backless in disturbed)
+    assert any(logging for logging, _ in disturbed)
+    assert any(backless > hole for _, backless in disturbed)
 
 
 def _run_broken(engine: type[XiEngine]) -> RunRecord:
@@ -128,7 +123,7 @@ def _run_broken(engine: type[XiEngine]) -> RunRecord:
         return session.finish()
 
 
-@pytest.mark.parametrize("engine", [DropsOne, ForgetsItsOwnStores])
+@pytest.mark.parametrize("engine", [DropsOne, OwnStoresUnlogged])
 def test_a_log_with_holes_is_found(engine: type[XiEngine]) -> None:
     record = _run_broken(engine)
     assert record.verdict == "fail"
@@ -137,8 +132,14 @@ def test_a_log_with_holes_is_found(engine: type[XiEngine]) -> None:
     assert "dirty log: round" in record.audit[0]
 
 
+def test_what_the_log_leaves_writable_is_found_at_a_checkpoint() -> None:
+    record = _run_broken(OneRound)
+    assert record.verdict == "fail"
+    assert any(re.match(r"at checkpoint \d+, under stress: dirty-log: .* writable, ", text) for text in record.audit)
+
+
 def test_a_forgotten_mapping_leads_to_poison() -> None:
-    record = _run_broken(KeepsTheOldFrame)
+    record = _run_broken(OldFrameKept)
     assert record.verdict != "pass"
 
 

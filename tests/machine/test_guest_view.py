@@ -140,6 +140,20 @@ def test_too_many_pieces_are_one_clear_line(ram: RamMap, monkeypatch: pytest.Mon
         GuestView(ram, np.arange(FRAMES, dtype=np.int64)[::-1])
 
 
+def test_views_that_only_a_cycle_holds_make_room_for_the_next(ram: RamMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    scattered = np.arange(FRAMES, dtype=np.int64)[::-1].copy()
+    gc.collect()
+    limit = int(guest_view._MAX_MAP_COUNT.read_text())
+    monkeypatch.setattr(guest_view, "_SPARE_MAPS", limit - mappings() - 3 * FRAMES)
+    gc.disable()
+    try:
+        for _ in range(8):  # three of them fit
+            cycle: list[object] = [GuestView(ram, scattered)]
+            cycle.append(cycle)
+    finally:
+        gc.enable()
+
+
 def test_a_released_file_is_an_error(ram: RamMap) -> None:
     view = GuestView(ram, p2m_of(9, 3))
     ram.release()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +12,8 @@ from harness.catalogue import FIRMWARE, ROOT
 from harness.machine import mailbox
 from harness.machine import monitor_abi as abi
 from harness.machine.monitor_abi import Command, ExitCode
+from harness.x86 import bits
+from tests.machine.c_layout import compiled, constants, offsets, size
 
 CONSTANTS = {
     "XI_MONITOR_MAGIC": abi.MONITOR_MAGIC,
@@ -44,6 +44,7 @@ CONSTANTS = {
     "XI_STUB_STORE": abi.STUB_STORE,
     "XI_STUB_FETCH": abi.STUB_FETCH,
     "XI_HOST_CR4": abi.HOST_CR4,
+    "EFER_SVME": bits.EFER_SVME,
     "VMEXIT_EXCEPTION": ExitCode.EXCEPTION_BASE,
     "VMEXIT_SWINT": ExitCode.SWINT,
     "VMEXIT_VMMCALL": ExitCode.VMMCALL,
@@ -56,28 +57,15 @@ VMCB_FIELDS = (
 )
 
 
-def offsets(struct: str, dtype: np.dtype[Any], names: tuple[str, ...] | None = None) -> list[str]:
-    fields = dict(dtype.fields or {})
-    lines = [f"_Static_assert(sizeof(struct {struct}) == {dtype.itemsize}, '{struct}');"]
-    for name in names or fields:
-        lines.append(f"_Static_assert(__builtin_offsetof(struct {struct}, {name}) == {fields[name][1]}, '{name}');")
-    return lines
-
-
 def test_the_c_headers_and_the_dtypes_agree(tmp_path: Path) -> None:
-    lines = [f"_Static_assert({name} == {int(value)}u, '{name}');" for name, value in CONSTANTS.items()]
-    lines += offsets("xi_vcpu", abi.VCPU)
-    lines += offsets("vmcb_segment", abi.SEGMENT)
-    lines += offsets("vmcb", abi.VMCB, VMCB_FIELDS)
-    source = tmp_path / "layout.c"
-    source.write_text('#include "svm.h"\n#include "xi_monitor.h"\n' + "\n".join(lines).replace("'", '"') + "\n")
-    done = subprocess.run(
-        ["gcc", "-m64", "-ffreestanding", "-fsyntax-only", "-I", str(ROOT / "firmware"), str(source)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    lines = constants(CONSTANTS)
+    for struct, dtype, names in (
+        ("xi_vcpu", abi.VCPU, None),
+        ("vmcb_segment", abi.SEGMENT, None),
+        ("vmcb", abi.VMCB, VMCB_FIELDS),
+    ):
+        lines += size(struct, dtype) + offsets(struct, dtype, names)
+    done = compiled(tmp_path, ROOT / "firmware", ["svm.h", "xi_monitor.h"], 64, lines)
     assert done.returncode == 0, done.stderr
 
 

@@ -27,7 +27,6 @@ PML5, PML4, PDPT, PD, PDPTES = (TABLES + (page << 12) for page in (0, 1, 2, 3, 7
 CODE = 0x500000
 RAM_MIB = 16
 ALL = bits.PTE_P | bits.PTE_RW | bits.PTE_US
-EFER_SVME = 0x1000
 VMMCALL = b"\x0f\x01\xd9"
 ROOTS = {LONG4.name: PML4, LONG5.name: PML5, PAE.name: PDPTES}
 
@@ -61,11 +60,11 @@ def enter(vcpu: Vcpu, mode: str, cr4: int = 0, rip: int = CODE) -> None:
     vmcb.fill(0)
     vmcb["intercept_exceptions"], vmcb["intercept"] = 0xFFFF_FFFF, abi.INTERCEPTS
     vmcb["iopm_base"], vmcb["msrpm_base"] = vcpu.iopm_address, vcpu.msrpm_address
-    for name in ("es", "ss", "ds", "fs", "gs"):
-        vmcb[name] = (0x10, 0xC93, 0xFFFF_FFFF, 0)
-    vmcb["cs"] = (0x08, 0xA9B if root.mode.canonical else 0xC9B, 0xFFFF_FFFF, 0)
+    for name in abi.FLAT_DATA_SEGMENTS:
+        vmcb[name] = abi.FLAT_DATA
+    vmcb["cs"] = abi.FLAT_CODE64 if root.mode.canonical else abi.FLAT_CODE32
     vmcb["cr0"], vmcb["cr3"], vmcb["cr4"] = root.control.cr0, root.root, root.control.cr4
-    vmcb["efer"] = root.control.efer | EFER_SVME
+    vmcb["efer"] = root.control.efer | bits.EFER_SVME
     vmcb["rflags"], vmcb["rip"], vmcb["rsp"] = 2, rip, 0x7000
     vcpu.flush()
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from harness.engine import Bytes
 from harness.intercept.domain import Domain
 from harness.migration.precopy import Limits
 from harness.migration.run import MigrationPlan
 from harness.x86.bits import PTE_PS, PTE_RW
 from harness.xi.engine import XiEngine
-from harness.xi.guest_walk import Walk
 from tests.mutations.live_exits import HoleForAway
 from tests.mutations.mutation import Mutation, Way, caught
-from tests.mutations.scripts import LogReadOneAlias, OldFrameKept
+from tests.mutations.scripts import LogReadOneAlias
 from tests.mutations.small_guests import MANY_STORES, STORES
+from tests.xi.broken import OldFrameKept, OneRound, OwnStoresUnlogged
 
 
 class MovedEmpty(Domain):
@@ -37,26 +36,6 @@ class LargeUnlogged(XiEngine):
         super().dirty_log_start()
         for word in large:
             self.q[word] |= PTE_RW
-
-
-class OwnStoresUnlogged(XiEngine):
-    """The engine does not log that it sets A and D in the guest's tables."""
-
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        logging, self.logging = self.logging, False
-        try:
-            return super().set_accessed(walk, store)
-        finally:
-            self.logging = logging
-
-
-class OneRound(XiEngine):
-    """What a read of the dirty log has named stays writable in the next round."""
-
-    def dirty_log_read(self) -> Bytes:
-        out = self.logged_array.copy()
-        self.logged_array[:] = 0
-        return out
 
 
 STRESS: Final = {"stress": True}

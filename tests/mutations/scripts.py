@@ -12,6 +12,7 @@ from harness.x86.bits import PTE_D, PTE_PS, PTE_RW
 from harness.x86.control import ControlState
 from harness.xi.engine import XiEngine
 from tests.mutations.mutation import Mutation, caught
+from tests.xi.broken import OldFrameKept
 from tests.xi.domain import USED, Domain
 
 VA: Final = 0x40000000
@@ -35,13 +36,6 @@ class OldOwnerKept(XiEngine):
         old = self.p2m.to_mfn[gfn]
         super().xi_invld_mfn(gfn, mfn)
         self.p2m.to_gfn[old] = gfn
-
-
-class OldFrameKept(XiEngine):
-    """A change of the p2m leaves the SPTEs as they are."""
-
-    def xi_invld_mfn(self, gfn: int, mfn: int) -> None:
-        self.p2m.assign(gfn, mfn)
 
 
 class ZeroedInName(XiEngine):

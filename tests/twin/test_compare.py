@@ -29,12 +29,11 @@ from harness.twin.rules import (
     COPIED_ENTRY,
     LARGE_A_ON_REFUSAL,
     Explainer,
-    access_of,
     overrun,
 )
 from harness.twin.witness import SHUTDOWN, TIMEOUT, Changes, Moment, Witness, take_witness
 from harness.x86 import bits
-from harness.x86.access import Access
+from harness.x86.access import Access, access_of
 from harness.x86.control import ControlState
 from tests.twin.test_witness import witness_of
 

@@ -13,13 +13,9 @@ from harness.x86.control_writes import (
     CR3_RULES,
     CR4_ALWAYS,
     CR4_OFFERED_BY,
-    CR4_OSXSAVE,
-    CR4_PKS,
     CR4_RULES,
     EFER_OFFERED_BY,
     EFER_RULES,
-    EFER_SCE,
-    EFER_SVME,
     GP,
     MAX,
     Here,
@@ -156,7 +152,7 @@ def test_cr3_has_32_bits_outside_long_mode() -> None:
 def test_every_bit_of_cr4() -> None:
     for bit in (1 << n for n in range(64)):
         after = write_cr4(FLAT, bit, False)
-        expected = bit in CR4_ALWAYS or (bit in CR4_OFFERED_BY and bit != CR4_PKS)
+        expected = bit in CR4_ALWAYS or (bit in CR4_OFFERED_BY and bit != bits.CR4_PKS)
         assert after == (replace(FLAT, cr4=bit) if expected else GP()), hex(bit)
         if bit in CR4_OFFERED_BY:
             assert write_cr4(FLAT, bit, False, replace(MAX, cr4=MAX.cr4 & ~bit)) == GP()
@@ -164,7 +160,7 @@ def test_every_bit_of_cr4() -> None:
 
 def test_every_bit_of_efer() -> None:
     for bit in (1 << n for n in range(64)):
-        kept = bit in (EFER_SCE, bits.EFER_LME, bits.EFER_NXE)
+        kept = bit in (bits.EFER_SCE, bits.EFER_LME, bits.EFER_NXE)
         assert write_efer(FLAT, bit) == replace(FLAT, efer=bit if kept else 0), hex(bit)
         old = replace(LONG, efer=LONG.efer | bits.EFER_NXE)
         after = write_efer(old, bits.EFER_LME | bit)
@@ -199,5 +195,5 @@ def test_a_processor_is_what_cpuid_says(bit: int) -> None:
 def test_a_small_processor_is_not_asked_for_leaves_that_it_has_not() -> None:
     table = {0: (1, 0, 0, 0), 1: (0, 0, 1 << 26 | 1 << 17, 0), 0x8000_0000: (0x8000_0000, 0, 0, 0)}
     small = Processor.described_by(lambda leaf, _: table[leaf])
-    assert small == Processor(sum(CR4_ALWAYS) | CR4_OSXSAVE, 0, 36, pcid=True)
-    assert not MAX.efer & EFER_SVME
+    assert small == Processor(sum(CR4_ALWAYS) | bits.CR4_OSXSAVE, 0, 36, pcid=True)
+    assert not MAX.efer & bits.EFER_SVME

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.x86.bits import CR4_PKE
-from harness.x86.control_writes import CR4_OSXSAVE
+from harness.x86.bits import CR4_OSXSAVE, CR4_PKE
 from harness.x86.cpuid import ECX, HIDDEN, MIRRORED, Mirrored, mask_cpuid
 
 ONES = (0xFFFF_FFFF,) * 4
