@@ -26,7 +26,12 @@ lint: setup ## ruff and mypy
 	@$(BIN)/mypy
 
 unit: guests ## pytest: the engine, the reports, the plugin, a few whole runs
+ifdef ARGS
 	@$(BIN)/pytest -q $(ARGS)
+else
+	@$(BIN)/pytest -q -n 2 -m machineless
+	@$(BIN)/pytest -q -m "not machineless"
+endif
 
 test-guest: guests ## every guest in every paging mode, observed and live; in one of them live against native
 	@$(XI) run --all $(ARGS)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -18,13 +18,15 @@ from typing import Annotated, Final, NoReturn, TextIO
 import typer
 from rich.text import Text
 
-from harness import __version__, jobs
+from harness import __version__, cli_options, jobs
 from harness.batch import Batch
+from harness.cli_debug import debug
 from harness.cli_migrate import migrate
-from harness.cli_outputs import STDOUT, Writer, make_folder, outputs, write_json
+from harness.cli_outputs import STDOUT, Writer, make_folder, must_be_writable, outputs, write_json
+from harness.cli_replay import replay
 from harness.cores import Shares, share_cores
 from harness.machine.errors import MachineError
-from harness.options import LARGEST_POOL, LEAST_POOL, MODES, Mode, RunOptions, parse_policies
+from harness.options import MODES, Mode, RunOptions, parse_policies
 from harness.report import json_file
 from harness.report.error_log import keep_traceback
 from harness.report.live import observer
@@ -59,9 +61,7 @@ def _version(
 @app.command()
 def run(
     guests: Annotated[list[str] | None, typer.Argument(metavar="[GUEST]...", help="Guests of the catalogue.")] = None,
-    paging: Annotated[
-        list[str] | None, typer.Option(metavar="MODE", help="nopae, pae, long4 or long5; may be repeated.")
-    ] = None,
+    paging: cli_options.Paging = None,
     every: Annotated[bool, typer.Option("--all", help="Every guest in every mode it is built for.")] = False,
     as_tour: Annotated[bool, typer.Option("--tour", help="Each guest once (what a bare `run` does).")] = False,
     mode: Annotated[
@@ -73,54 +73,36 @@ def run(
             "run of the same guest, compared."
         ),
     ] = Mode.OBSERVE,
-    kernel: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Any kernel that QEMU can load, instead of a guest; observe.")
-    ] = None,
-    append: Annotated[str | None, typer.Option(metavar="S", help="The kernel's command line.")] = None,
-    initrd: Annotated[Path | None, typer.Option(metavar="PATH", help="The kernel's initial RAM disk.")] = None,
-    memory: Annotated[int | None, typer.Option(min=2, max=65536, metavar="MIB", help="RAM of the machine.")] = None,
-    cpu: Annotated[str | None, typer.Option(metavar="MODEL", help="QEMU's -cpu.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything chosen at random.")
-    ] = 1,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="The shadow engine to check.")] = "xi",
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="How the engine decides something, such as zeroing=critical-path; may be repeated. A wrong one lists "
-            "what the engine knows.",
-        ),
-    ] = None,
-    pool: Annotated[
-        int | None,
-        typer.Option(
-            min=LEAST_POOL,
-            max=LARGEST_POOL,
-            metavar="N",
-            help="Shadow tables that the pool has room for, 16 KiB each; without it 5 % of the guest's RAM. A "
-            "small one makes the engine recycle; below 33 an instruction that touches many pages may never get done. "
-            "Live mode only.",
-        ),
-    ] = None,
-    stress: Annotated[
-        bool,
-        typer.Option(
-            "--stress",
-            help="While the guest runs, by seed: move frames, take frames away, log dirty pages. Live mode only.",
-        ),
-    ] = False,
-    time_limit: Annotated[float | None, typer.Option(metavar="S", help="Seconds one machine may run.")] = None,
+    kernel: cli_options.Kernel = None,
+    append: cli_options.Append = None,
+    initrd: cli_options.Initrd = None,
+    memory: cli_options.Memory = None,
+    cpu: cli_options.Cpu = None,
+    seed: cli_options.Seed = 1,
+    engine: cli_options.Engine = "xi",
+    policy: cli_options.Policy = None,
+    pool: cli_options.Pool = None,
+    stress: cli_options.Stress = False,
+    time_limit: cli_options.TimeLimit = None,
     workers: Annotated[
         int | None,
         typer.Option("--jobs", min=1, max=256, metavar="N", help="Runs at a time (live: two cores each)."),
     ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write a JSON report; - is stdout.")
-    ] = None,
+    json_path: cli_options.Json = None,
     junit_path: Annotated[Path | None, typer.Option("--junit", metavar="F", help="Write a JUnit XML report.")] = None,
     html_path: Annotated[Path | None, typer.Option("--html", metavar="F", help="Write an HTML report.")] = None,
-    logs: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep each run's console and QEMU output.")] = None,
+    logs: cli_options.Logs = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Record the run into FILE, for `xi-harness replay`: one run only; in mode both its live leg.",
+        ),
+    ] = None,
+    no_record: Annotated[
+        bool,
+        typer.Option("--no-record", help="Do not record; without this a failing run's trace is kept beside its logs."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print QEMU's command lines; run nothing.")] = False,
 ) -> None:
     """Run guests and check them; without a GUEST, the tour of all of them.
@@ -134,8 +116,8 @@ def run(
     """
     from harness.plan import plan  # noqa: PLC0415 - numpy and QMP, which `--help` can do without
 
-    if time_limit is not None and not (math.isfinite(time_limit) and time_limit > 0):
-        raise typer.BadParameter("a positive number of seconds", param_hint="--time-limit")
+    if record is not None and no_record:
+        raise typer.BadParameter("--record and --no-record exclude each other", param_hint="--record")
     try:
         options = RunOptions(
             seed=seed,
@@ -151,6 +133,8 @@ def run(
             policies=parse_policies(policy or []),
             pool_spti=pool,
             stress=stress,
+            record=record,
+            keep_traces=None if no_record else logs or Path(tempfile.gettempdir()),
         )
         todo = plan(guests or [], paging or [], options, every, as_tour)
     except ValueError as error:
@@ -158,6 +142,8 @@ def run(
     if dry_run:
         _print_commands(todo)
         return
+    if record is not None:
+        must_be_writable(record, "--record")
     files = outputs(json_path, junit_path, html_path)
     if logs is not None:
         make_folder(logs)
@@ -274,7 +260,9 @@ def bench(
             raise typer.Exit(ExitStatus.MACHINE) from error
 
 
+app.command()(debug)
 app.command()(migrate)
+app.command()(replay)
 
 
 @app.command()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
+from harness import cli_options
 from harness.cli_outputs import STDOUT, make_folder, outputs, write_json
 from harness.cores import share_cores
 from harness.options import Mode, RunOptions
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 def migrate(
     guest: Annotated[str, typer.Argument(metavar="GUEST", help="A guest of the catalogue.")],
-    paging: Annotated[
-        list[str] | None, typer.Option(metavar="MODE", help="nopae, pae, long4 or long5; may be repeated.")
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="Seed of everything chosen at random.")
-    ] = 1,
+    paging: cli_options.Paging = None,
+    seed: cli_options.Seed = 1,
     after: Annotated[
         str | None,
         typer.Option(metavar="CHECKPOINT", help="Begin after this checkpoint: its name, or its number from 1."),
@@ -48,12 +44,10 @@ def migrate(
     rate: Annotated[
         float, typer.Option(min=0, metavar="MIB", help="MiB a second copied while the guest runs; 0: no limit.")
     ] = 256.0,
-    engine: Annotated[str, typer.Option(metavar="NAME", help="The shadow engine on both machines.")] = "xi",
-    time_limit: Annotated[float | None, typer.Option(min=0.1, metavar="S", help="Seconds the guest may run.")] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", metavar="F", help="Write a JSON report; - is stdout.")
-    ] = None,
-    logs: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the console and QEMU's output.")] = None,
+    engine: cli_options.Engine = "xi",
+    time_limit: cli_options.TimeLimit = None,
+    json_path: cli_options.Json = None,
+    logs: cli_options.Logs = None,
 ) -> None:
     """Run a guest in live mode and move it to a second QEMU while it runs.
 

@@ -22,10 +22,7 @@ def outputs(json_path: Path | None, junit_path: Path | None, html_path: Path | N
     """What writes each report file that was asked for; usage error now if one could not be written later."""
     for path in (json_path, junit_path, html_path):
         if path is not None and path != STDOUT:
-            try:
-                check_writable(path)
-            except OSError as error:
-                raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="report file") from error
+            must_be_writable(path, "report file")
     writers: dict[str, Writer] = {}
     if json_path is not None:
         writers[str(json_path)] = lambda records, cut: write_json(json_path, json_file.document(records, cut))
@@ -36,6 +33,14 @@ def outputs(json_path: Path | None, junit_path: Path | None, html_path: Path | N
 
         writers[str(html_path)] = lambda records, _: html.write(html_path, records)
     return writers
+
+
+def must_be_writable(path: Path, what: str) -> None:
+    """Usage error about `what` now if `path` could not be written later."""
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint=what) from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

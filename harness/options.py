@@ -36,7 +36,9 @@ class RunOptions:
     time_limit in seconds of wall time; probe_budget in probes a checkpoint; kernel, append, initrd: a foreign
     kernel instead of a guest of the catalogue. mode: one of MODES. policies: (name, value) pairs for the engine, or a
     mapping, which becomes pairs in order of their names. In live mode only: pool_spti, the shadow tables that the pool
-    has room for; stress, frames move and are taken away while the guest runs, as the seed says.
+    has room for; stress, frames move and are taken away while the guest runs, as the seed says. record: the file for
+    the run's trace, whatever comes of it (in mode both the live leg's). keep_traces: the folder for the traces of runs
+    that fail. With neither nothing is recorded.
     """
 
     seed: int = 1
@@ -54,6 +56,8 @@ class RunOptions:
     policies: Policies = ()
     pool_spti: int | None = None
     stress: bool = False
+    record: Path | None = None
+    keep_traces: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a mode that there is none of."""
@@ -66,15 +70,30 @@ class RunOptions:
         """Whether a guest of this run stands under the monitor: Python and QEMU's processor both spin then."""
         return self.mode in MONITORED
 
+    @property
+    def trace_folder(self) -> Path | None:
+        """Where a trace is written while the run goes on; None: nothing is recorded."""
+        return self.keep_traces if self.record is None else self.record.absolute().parent
+
     def command(self, guest: str, paging: str) -> str:
         """The command that runs `guest` in mode `paging` (or the kernel: both are ignored) again, to paste."""
-        words = ["xi-harness", "run"] + ([] if self.kernel else [guest])
+        return shlex.join(self._words("run", guest, paging, self.mode))
+
+    def debug_command(self, guest: str, paging: str, event: int | None = None) -> str:
+        """The command that runs it again under a debugger, up to where event number `event` has been handled. Of mode
+        both that is its live leg."""
+        mode = Mode.LIVE.value if self.mode == Mode.BOTH else self.mode
+        stop = [] if event is None else ["--stop-at", str(event)]
+        return shlex.join(self._words("debug", guest, paging, mode) + stop)
+
+    def _words(self, command: str, guest: str, paging: str, mode: str) -> list[str]:
+        words = ["xi-harness", command] + ([] if self.kernel else [guest])
         chosen = (
             ("--kernel", self.kernel),
             ("--append", self.append),
             ("--initrd", self.initrd),
             ("--paging", self.paging if self.kernel else paging),
-            ("--mode", None if self.mode == Mode.OBSERVE else self.mode),
+            ("--mode", None if mode == Mode.OBSERVE else mode),
             ("--seed", self.seed),
             ("--engine", None if self.engine == "xi" else self.engine),
             *(("--policy", f"{name}={value}") for name, value in self.policies),
@@ -86,9 +105,7 @@ class RunOptions:
         for name, value in chosen:
             if value is not None:
                 words += [name, str(value)]
-        if self.stress:
-            words.append("--stress")
-        return shlex.join(words)
+        return [*words, "--stress"] if self.stress else words
 
 
 def parse_policies(words: Sequence[str]) -> Policies:

@@ -26,6 +26,13 @@ def plan(
     Modes alone mean every guest in those modes. Raises ValueError, one line for the user, for names that
     nobody knows and for wishes that contradict each other.
     """
+    jobs = _jobs(guests, modes, options, every, as_tour)
+    if options.record is not None and len(jobs) != 1:
+        raise ValueError(f"--record keeps the trace of one run, and these are {len(jobs)}: name one guest and --paging")
+    return jobs
+
+
+def _jobs(guests: Sequence[str], modes: Sequence[str], options: RunOptions, every: bool, as_tour: bool) -> list[Job]:
     find_engine(options.engine)
     check_policies(options.engine, options.policies)
     if options.stress and not options.monitored:

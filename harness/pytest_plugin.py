@@ -194,10 +194,12 @@ def pytest_runtest_makereport(
     report = yield
     runs = item.stash.get(_RUNS, None)
     if call.when == "call" and runs is not None:
+        records = runs.all_records() if report.failed else []
         for session in runs.sessions:
             session.keep_logs()
+            session.settle(failed=report.failed)
         if report.failed:
-            report.sections.append((SECTION, _section(item, runs)))
+            report.sections.append((SECTION, _section(item, records)))
     if report.failed and call.excinfo is not None and _is_machine_error(call.excinfo.value):
         # A plain attribute, so that it survives the way from a pytest-xdist worker.
         report.xi_machine_error = True  # type: ignore[attr-defined]
@@ -219,13 +221,16 @@ def _is_machine_error(error: BaseException) -> bool:
     return isinstance(error, MachineError)
 
 
-def _section(item: pytest.Item, runs: _Runs) -> str:
+def _section(item: pytest.Item, records: list[RunRecord]) -> str:
     from harness.report.failure import failure_block  # noqa: PLC0415 - see the module's docstring
+    from harness.trace.keeping import replay_command  # noqa: PLC0415
 
     blocks = []
-    for record in runs.all_records():
+    for record in records:
         # The test did more than `xi-harness run` would, perhaps to a guest that no catalogue knows.
         record.repro = [shlex.join(["pytest", item.nodeid, "--xi-seed", str(record.seed), *_mode_words(item)])]
+        if record.trace:
+            record.repro.append(replay_command(record.trace))
         blocks.append(failure_block(record))
     return "\n\n".join(blocks)
 
@@ -294,6 +299,8 @@ def _options(node: pytest.Item, mode: str) -> RunOptions:
         options = replace(options, log_dir=_log_folder(node))
         if options.log_dir is not None and _RUNS not in node.stash:
             shutil.rmtree(options.log_dir, ignore_errors=True)
+    if options.keep_traces is None:
+        options = replace(options, keep_traces=options.log_dir)
     return options
 
 

@@ -33,8 +33,8 @@ def run_guest(
         repro=[options.command(guest.name, paging)],
     )
     if options.mode == Mode.BOTH:
-        return _run_both(guest, paging, options, progress, blank)
-    return _run(lambda: make_session(guest, paging, options, progress), blank)
+        return guarded(lambda sessions: _run_both(guest, paging, options, progress, sessions), blank)
+    return guarded(lambda sessions: _run_one(make_session(guest, paging, options, progress), sessions), blank)
 
 
 def make_session(guest: Guest, paging: str, options: RunOptions, progress: Watcher | None = None) -> Session:
@@ -57,7 +57,7 @@ def make_session(guest: Guest, paging: str, options: RunOptions, progress: Watch
 def run_kernel(path: Path, options: RunOptions, progress: Watcher | None = None) -> RunRecord:
     """Runs any kernel that QEMU can load; see `harness.kernel_run`. Raises as `run_guest` does."""
     blank = RunRecord(path.name, options.paging or "any", engine=options.engine, seed=options.seed)
-    return _run(lambda: KernelSession(path, options, progress), blank)
+    return guarded(lambda sessions: _run_one(KernelSession(path, options, progress), sessions), blank)
 
 
 def command_lines(guest: Guest | None, paging: str, options: RunOptions) -> list[list[str]]:
@@ -77,37 +77,56 @@ def command_lines(guest: Guest | None, paging: str, options: RunOptions) -> list
     return [qemu.command_line(spec, Path("SCRATCH"), binary) for spec in specs]
 
 
-def _run_both(guest: Guest, paging: str, options: RunOptions, progress: Watcher | None, blank: RunRecord) -> RunRecord:
+def _run_both(
+    guest: Guest, paging: str, options: RunOptions, progress: Watcher | None, sessions: list[Session]
+) -> RunRecord:
     from harness.twin.compare import run_twin  # noqa: PLC0415 - see `make_session`
+    from harness.twin.live_leg import LiveLeg  # noqa: PLC0415
 
+    def live_leg(guest: Guest, paging: str, options: RunOptions) -> LiveLeg:
+        leg = LiveLeg(guest, paging, options)
+        sessions.append(leg.session)
+        return leg
+
+    return run_twin(guest, paging, options, progress, live_leg)
+
+
+def _run_one(session: Session, sessions: list[Session]) -> RunRecord:
+    sessions.append(session)
+    with session:
+        try:
+            while session.run_to_checkpoint() is not None:
+                session.check()
+        finally:
+            session.conclude()
+            session.keep_logs()
+    return session.record
+
+
+def guarded(run: Callable[[list[Session]], RunRecord], blank: RunRecord) -> RunRecord:
+    """Whatever becomes of `run` ends in a record, and its trace is kept or not as that asks for.
+
+    run: puts the session whose trace is to be kept into the list. blank: the record of a run that never came to have
+    a session, or is none of one session."""
     began = time.monotonic()
+    sessions: list[Session] = []
     try:
-        return run_twin(guest, paging, options, progress)
-    except MachineUnavailable:
-        raise
-    except MachineError as error:
-        return _lost(blank, error, began)
-
-
-def _run(make: Callable[[], Session], blank: RunRecord) -> RunRecord:
-    """blank: the record of a run that never came to have a session."""
-    began = time.monotonic()
-    session: Session | None = None
-    try:
-        session = make()
-        with session:
-            try:
-                while session.run_to_checkpoint() is not None:
-                    session.check()
-            finally:
-                session.conclude()
-                session.keep_logs()
-        return session.record
+        record = run(sessions)
     except MachineUnavailable:
         raise
     except MachineError as error:
         # The machine's own end, never confused with a failed check.
-        return _lost(blank if session is None else session.record, error, began)
+        own = sessions and blank.mode != Mode.BOTH
+        record = _lost(sessions[0].record if own else blank, error, began)
+    except Exception as error:
+        for session in sessions:
+            session.settle(failed=True)
+            if session.record.trace:
+                error.add_note(f"the run's trace is kept in {session.record.trace}")
+        raise
+    for session in sessions:
+        session.settle(record)
+    return record
 
 
 def _lost(record: RunRecord, error: MachineError, began: float) -> RunRecord:

@@ -12,16 +12,18 @@ from typing import Any, Final, Self
 
 import numpy.typing as npt
 
+from harness import __version__
 from harness.catalogue import FIRMWARE, Guest, image_path
 from harness.check.crosscheck import CrossCheck
 from harness.check.guest_walks import ram_reader
 from harness.check.memory import CheckedMemory, OverlayMemory
 from harness.check.target import CheckReport, CheckTarget, Stop
-from harness.engine import AuditFailure, EngineConfig, ShadowEngine
+from harness.engine import AuditFailure, EngineConfig, MachineMemory, ShadowEngine
 from harness.engines import engine_class
 from harness.guest_target import GuestTarget
-from harness.intercept.interception import Interception, Outcome
-from harness.intercept.observe import Observer, control_state
+from harness.intercept.follow import control_state
+from harness.intercept.interception import Interception, Outcome, Ran
+from harness.intercept.observe import Observer
 from harness.machine.deadline import Deadline
 from harness.machine.errors import BadImage, MachineError
 from harness.machine.image import Image, load_image
@@ -31,6 +33,9 @@ from harness.machine.ram import RamMap
 from harness.options import Progress, RunOptions, Watcher
 from harness.placement import identity_p2m, place
 from harness.report.record import RunRecord
+from harness.trace.format import Header
+from harness.trace.keeping import settle_trace
+from harness.trace.recorder import Recorder
 from harness.verdict import judge_checks, judge_end
 from harness.x86.access import Access
 from harness.x86.control import ControlState
@@ -67,7 +72,9 @@ def launch(spec: MachineSpec, fill: Callable[[RamMap], None]) -> Machine:
 class Session:
     """A booted, observed and checked guest. A context manager; leaving it reaps QEMU.
 
-    engine and observer are there for who wants to look closer (or, in mutation tests, to break them).
+    engine and observer are there for who wants to look closer (or, in mutation tests, to break them). recorder: of the
+    trace, if `options` want one. trouble: number of the last event before the first mismatch, broken invariant or miss
+    was found.
     """
 
     msr_writes = True  # see `harness.intercept.breakpoints.CodeScanner`
@@ -101,6 +108,8 @@ class Session:
         self.mailbox: npt.NDArray[Any] | None = None
         self.ended = False
         self._booted = False
+        self.recorder: Recorder | None = None
+        self.trouble: int | None = None
         self.record = RunRecord(
             guest.name,
             paging,
@@ -132,11 +141,11 @@ class Session:
             p2m=identity_p2m(frames),
             options=dict(options.policies),
         )
-        self.engine = self._make_engine(config, memory)
+        self.engine = self._new_engine(config, memory)
         # What the guest writes while it serves probes lies in its image's writable part: mailbox and stack.
         self._ambient = tuple((page, Access.STORE) for page in self.image.writable_pages)
-        self.observer = Observer(self.machine, self.engine, self._translate, self.msr_writes)
-        self.interception = self.observer
+        self.observer = Observer(self.machine, self.engine, self.translate, self.msr_writes)
+        self._intercept(self.observer)
         box = self._mailbox_address()
         target = self.target = GuestTarget(self.machine, self.observer, box)
         self.mailbox = target.mailbox
@@ -154,6 +163,31 @@ class Session:
 
     def _launch(self) -> Machine:
         return launch(machine_spec(self.guest, self.paging, self.options), place(self.image, self.options.seed))
+
+    def _new_engine(self, config: EngineConfig, memory: MachineMemory) -> ShadowEngine:
+        """The engine, recorded where that is wanted."""
+        options = self.options
+        if options.trace_folder is None:
+            return self._make_engine(config, memory)
+        header = Header(
+            guest=self.guest.name,
+            paging=self.paging,
+            mode=self.record.mode,
+            seed=options.seed,
+            engine=options.engine,
+            command=options.command(self.guest.name, self.paging),
+            created_by=f"xi-harness {__version__}",
+            config=config,
+            memory_frames=memory.frames,
+        )
+        self.recorder = Recorder(options.trace_folder, header, self._make_engine, memory)
+        return self.recorder.engine
+
+    def _intercept(self, interception: Interception) -> None:
+        """The interception to be used; it has seen nothing yet."""
+        self.interception = interception
+        if self.recorder is not None:
+            interception.log = self.recorder.log
 
     def _mailbox_address(self) -> int | None:
         """Guest-physical address of the guest's mailbox; None for a guest without checkpoints."""
@@ -174,7 +208,8 @@ class Session:
     def _reach_entry(self) -> None:
         self.observer.run_to(self.image.entry, self._deadline)
 
-    def _translate(self, state: ControlState, va: int) -> int | None:
+    def translate(self, state: ControlState, va: int) -> int | None:
+        """The physical address of `va` by the guest's own tables, None where they do not map it."""
         if self._tracer is None or self._tracer[0] != state:
             self._tracer = (state, tracer(state, self._read))
         path = self._tracer[1](va)
@@ -208,15 +243,33 @@ class Session:
         own = self.mailbox is not None
         while not self.ended:
             limit = self._deadline if own else self._deadline.sooner(CHECK_SECONDS)
+            self.stop = None
             ran = self.interception.run(limit, None if own else CHECK_EVENTS)
-            if ran.outcome in ENDS or self._deadline.passed:
-                self._end(ran.outcome, ran.registers)
-            elif ran.outcome is Outcome.PAUSED:
+            stop = self._take(ran)
+            if ran.outcome is Outcome.PAUSED:
                 return None
-            else:
-                self.stop = self._arrive(ran.registers) if own else self._interrupted(ran.registers)
-                if name is None or self.stop.name == name:
-                    return self.stop
+            if stop is not None and name in (None, stop.name):
+                return stop
+        return None
+
+    def step(self) -> Stop | None:
+        """Lets the guest execute one instruction; the checkpoint where it stands if that was the one at it.
+
+        It may end with it (`ended`), or stand before it is done because of a debugger's point.
+        """
+        self.stop = None
+        return self._take(self.interception.step(self._deadline))
+
+    def _take(self, ran: Ran) -> Stop | None:
+        """What has become of the guest: the stop where it stands, or its end; neither when it only paused."""
+        own = self.mailbox is not None
+        if ran.outcome in ENDS or self._deadline.passed:
+            self._end(ran.outcome, ran.registers)
+        elif ran.outcome not in (Outcome.PAUSED, Outcome.STEPPED):
+            self.stop = self._arrive(ran.registers) if own else self._interrupted(ran.registers)
+            if self.recorder is not None:
+                self.recorder.checkpoint(self.stop)
+            return self.stop
         return None
 
     def _interrupted(self, registers: dict[str, int]) -> Stop:
@@ -234,7 +287,12 @@ class Session:
         record.misses = self.interception.misses[:KEPT_FAILURES]
         self._audit(where)
         record.timings["audit"] = record.timings.get("audit", 0.0) + time.monotonic() - began
+        self._note_trouble()
         self._tell("checking", where)
+
+    def _note_trouble(self) -> None:
+        if self.trouble is None and self.record.troubled:
+            self.trouble = self.interception.log.total - 1
 
     def _arrive(self, registers: dict[str, int]) -> Stop:
         record, box = self.record, self.mailbox
@@ -278,6 +336,9 @@ class Session:
         record.failures += report.mismatches[: max(0, KEPT_FAILURES - len(record.failures))]
         if self.stop.final or self.stop.index % AUDIT_AFTER == 0:
             self._audit(f"{self.stop.name}, after the check")
+        self._note_trouble()
+        if self.recorder is not None:
+            self.recorder.checked(report)
         record.timings["check"] = record.timings.get("check", 0.0) + time.monotonic() - began
         self._tell("running", self.stop.name)
         return report
@@ -349,6 +410,20 @@ class Session:
         if record.verdict == "fail" and record.stats.get("eager_truncated"):
             record.reason += f" (the pool was too small for {record.stats['eager_truncated']} tables: a likely cause)"
         return record
+
+    def settle(self, record: RunRecord | None = None, failed: bool | None = None) -> None:
+        """Once the run has its verdict: keeps the trace if it was asked for or the run failed, and tells how to look
+        into a run that failed. record: another than the session's own. failed: None is as the record says."""
+        record = record or self.record
+        if failed is None:
+            misses = bool(record.interception_misses) and not self.forgives_misses
+            failed = not record.as_expected or bool(record.mismatches or record.audit_failures) or misses
+        if self.recorder is not None:
+            settle_trace(self.recorder, self.options, record, failed)
+            self.recorder = None
+        if failed and self._booted:
+            event = self.interception.log.total - 1 if self.trouble is None else self.trouble
+            record.repro.append(self.options.debug_command(self.guest.name, self.paging, event if event >= 0 else None))
 
     def keep_logs(self) -> None:
         """Writes console, command line and stderr below `options.log_dir`, if there is one."""

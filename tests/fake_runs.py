@@ -70,6 +70,13 @@ def tells_its_cores(job: Job, progress: Watcher) -> RunRecord:
     return record
 
 
+def tells_its_options(job: Job, progress: Watcher) -> RunRecord:
+    """The reason is the folder for traces of failing runs."""
+    record = passes(job, progress)
+    record.reason = str(job.options.keep_traces)
+    return record
+
+
 def runs_live(job: Job, progress: Watcher) -> RunRecord:
     """Has figures of live mode, and kinds of events that only live mode has."""
     record = passes(job, progress)

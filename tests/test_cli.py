@@ -62,6 +62,9 @@ def test_the_exit_status_says_how_it_went(runner: str, status: int, tmp_path: Pa
         (["run", "basic", "--pool", "3"], "--pool"),
         (["run", "basic", "--stress"], "--stress goes with --mode live"),
         (["run", "--kernel", "bzImage", "--mode", "live"], "boot path does not fit the monitor"),
+        (["run", "--record", "t"], "--record keeps the trace of one run"),
+        (["run", "basic", "--paging", "pae", "--record", "t", "--no-record"], "exclude each other"),
+        (["run", "basic", "--paging", "pae", "--record", "/absent/t"], "/absent/t"),
         (["rnu"], "rnu"),
     ],
 )
@@ -71,6 +74,20 @@ def test_a_wrong_command_line_is_status_2_and_says_why(arguments: list[str], com
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("arguments", "folder"), [((), "tmp"), (("--logs", "logs"), "logs"), (("--no-record",), None)])
+def test_failing_runs_keep_their_traces_beside_their_logs(
+    arguments: tuple[str, ...], folder: str | None, tmp_path: Path
+) -> None:
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    words = [word if word.startswith("--") else str(tmp_path / word) for word in arguments]
+    report = tmp_path / "r.json"
+    done = _xi("tells_its_options", "run", "basic", "--paging", "pae", *words, "--json", report, TMPDIR=str(tmp))
+    assert done.returncode == 0, done.stderr
+    (run,) = json.loads(report.read_text())["runs"]
+    assert run["reason"] == str(tmp_path / folder if folder else None)
 
 
 def test_the_reports_tell_what_the_terminal_tells(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,26 @@ def test_the_command_to_paste_asks_for_the_same_again(monkeypatch: pytest.Monkey
         return []
 
     monkeypatch.setattr("harness.plan.plan", plan)
-    done = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], "--dry-run"])
+    done = CliRunner().invoke(cli.app, [*shlex.split(command)[1:], "--dry-run", "--no-record"])
     assert done.exit_code == 0, done.output
     assert asked == [LIVE]
+
+
+def test_the_command_to_look_around_goes_to_the_event() -> None:
+    chosen = "--seed 5 --policy zeroing=critical-path --pool 40 --stress"
+    debug = f"xi-harness debug churn --paging pae --mode live {chosen}"
+    assert LIVE.debug_command("churn", "pae", 1234) == f"{debug} --stop-at 1234"
+    assert replace(LIVE, mode="both").debug_command("churn", "pae") == debug
+    kernel = RunOptions(kernel=Path("bzImage"), append="quiet x", paging="long4")
+    assert kernel.debug_command("", "", 0) == (
+        "xi-harness debug --kernel bzImage --append 'quiet x' --paging long4 --seed 1 --stop-at 0"
+    )
+
+
+def test_a_trace_is_written_beside_where_it_will_be_kept() -> None:
+    assert RunOptions().trace_folder is None
+    assert RunOptions(keep_traces=Path("/logs")).trace_folder == Path("/logs")
+    assert RunOptions(record=Path("t.xitrace"), keep_traces=Path("/logs")).trace_folder == Path.cwd()
 
 
 def test_an_observed_run_is_asked_for_as_ever() -> None:

@@ -25,6 +25,15 @@ def test_modes_alone_mean_every_guest_in_those_modes() -> None:
     assert {job.name for job in jobs} == {g.name for g in load_catalogue().values() if "pae" in g.modes}
 
 
+def test_one_run_is_recorded_and_no_more() -> None:
+    recorded = RunOptions(record=Path("trace"))
+    assert len(plan(["basic"], ["pae"], recorded)) == 1
+    with pytest.raises(ValueError, match="--record keeps the trace of one run, and these are 2"):
+        plan(["basic", "perm"], ["pae"], recorded)
+    with pytest.raises(ValueError, match="name one guest and --paging"):
+        plan([], [], recorded)
+
+
 def test_nothing_asked_for_is_the_tour() -> None:
     assert plan([], [], OPTIONS) == plan([], [], OPTIONS, as_tour=True)
 

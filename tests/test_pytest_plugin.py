@@ -52,6 +52,11 @@ class FakeSession:
         (folder / "console.txt").write_text("hello")
         self.record.log_dir = str(folder)
 
+    def settle(self, failed: bool) -> None:
+        assert self.options.keep_traces is not None
+        if failed:
+            self.record.trace = str(self.options.keep_traces / "basic.xitrace")
+
 
 @contextmanager
 def _make_session(guest: Guest, paging: str, options: RunOptions) -> Iterator[FakeSession]:
@@ -127,7 +132,9 @@ def test_a_failure_shows_the_block_and_where_the_logs_are(suite: Suite, pytester
             "*the test ended before the guest did*",
             "*0x0*401000*",
             "logs kept in kept*basic.pae",
+            "trace kept in kept*test_it*basic.xitrace",
             "  pytest '*::test_it[[]pae[]]' --xi-seed 1",
+            "  xi-harness replay kept*basic.xitrace",
         ]
     )
     (console,) = Path(pytester.path / "kept").glob("*/basic.pae/console.txt")

@@ -15,6 +15,7 @@ from harness.machine.errors import DeadlineExceeded, MachineLost, MachineUnavail
 from harness.options import RunOptions
 from harness.report.record import RunRecord
 from harness.session import Session
+from harness.twin.live_leg import LiveLeg
 
 BASIC = load_catalogue()["basic"]
 BOTH = RunOptions(mode="both", stress=True, seed=3)
@@ -36,7 +37,9 @@ def test_both_is_handed_on_as_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 
     def run_twin(*arguments: Any) -> RunRecord:
-        given.extend(arguments)
+        *told, live_leg = arguments
+        given.extend(told)
+        assert isinstance(live_leg(*told[:3]), LiveLeg)
         return RunRecord("basic", "pae", mode="both", verdict="pass")
 
     def watch(progress: object) -> None:

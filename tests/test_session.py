@@ -83,7 +83,7 @@ def test_an_image_that_is_none_is_refused_before_anything_is_launched(content: b
 
 
 def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown engine 'xy' \(installed: xi\)"):
+    with pytest.raises(ValueError, match=r"unknown engine 'xy' \(installed: .*xi\)"):
         engine_class("xy")
 
 

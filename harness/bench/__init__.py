@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from harness.bench import boot, live, migration, observe, probe
+from harness.bench import boot, debug, live, migration, observe, probe, replay
 from harness.bench.figures import Bench, Figures, Raw
 
 BENCHES: Final = {
@@ -23,6 +23,8 @@ BENCHES: Final = {
             live.measure,
         ),
         Bench("migration", "rounds, frames, and the time that the guest stands", migration.measure),
+        Bench("debug", "a run with a gdb attached that does nothing, against one without", debug.measure),
+        Bench("replay", "events a second of a replay against those of the run that it replays", replay.measure),
     )
 }
 

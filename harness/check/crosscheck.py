@@ -314,9 +314,16 @@ class CrossCheck:
         if len(found) < IN_FULL:
             view = shadow_view(self.engine, stop.state.pkru, self.phys_bits)
             mismatch.guest_walk = describe(path)
-            mismatch.shadow_walk = describe_shadow(view, va)
+            mismatch.shadow_walk = self._with_gfn(describe_shadow(view, va))
             mismatch.spti = self._spti(path)
         found.append(mismatch)
+
+    def _with_gfn(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of a shadow walk, with the guest frame that its last one leads to: the guest's walk has those."""
+        mfn, m2p = rows[-1]["mfn"], self.memory.m2p
+        if mfn >= 0:
+            rows[-1]["gfn"] = mfn if m2p is None else int(m2p[mfn]) if mfn < len(m2p) else NO_FRAME
+        return rows
 
     def _spti(self, path: Path) -> dict[str, Any]:
         """What the engine says of the table where the guest walk ended, and of the frame that it found."""

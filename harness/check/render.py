@@ -45,7 +45,7 @@ def render(mismatch: Mismatch, record: Run, recent: int = RECENT) -> str:
         *_answers(m),
     ]
     if m.guest_walk or m.shadow_walk:
-        lines += ["", *_walks(m.guest_walk, m.shadow_walk)]
+        lines += ["", *side_by_side(m.guest_walk, m.shadow_walk)]
     if m.spti:
         lines += ["", "  what the engine knows", *_tree(m.spti, 4)]
     if record.recent_events:
@@ -75,8 +75,10 @@ def _comparable(text: str) -> str:
     return text
 
 
-def _walks(guest: Sequence[Mapping[str, Any]], shadow: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Both walks side by side, level by level; carets under what the shadow's entry has otherwise."""
+def side_by_side(guest: Sequence[Mapping[str, Any]], shadow: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Both walks (rows of `harness.x86.walk.describe` and `harness.check.shadow_walk.describe_shadow`), level by level;
+    carets under what the shadow's entry has otherwise. A row that has the ``gfn`` of the address's own page is compared
+    by it, one without by the entry's frame."""
     lines = [f"  {'guest walk':<{_COLUMN + 2}}  shadow walk"]
     ours = {int(row["level"]): row for row in guest}
     theirs = {int(row["level"]): row for row in shadow}
@@ -114,12 +116,17 @@ def _carets(own: Mapping[str, Any], other: Mapping[str, Any], last: bool) -> lis
     marks = " ".join(("^" if flag not in wanted and flag not in _UNCOMPARED else " ") * len(flag) for flag in flags)
     lacking = [flag for flag in wanted if flag not in flags and flag not in _UNCOMPARED]
     frame = " " * 18
-    if last and own["entry"] & other["entry"] & PTE_P and (own["entry"] ^ other["entry"]) & PTE_ADDR:
+    if last and own["entry"] & other["entry"] & PTE_P and _frame(own) != _frame(other):
         frame = "^" * 18
     if not frame.strip() and not marks.strip() and not lacking:
         return []
     note = f"   lacks {' '.join(lacking)}" if lacking else ""
     return [" " * (4 + _COLUMN + 2 + 3) + f"{frame}  {marks}{note}"]
+
+
+def _frame(row: Mapping[str, Any]) -> int:
+    """What the last row of a walk leads to, for comparison with the other walk's."""
+    return int(row["gfn"]) << 12 if "gfn" in row else row["entry"] & PTE_ADDR
 
 
 def _tree(value: Any, indent: int) -> list[str]:

@@ -144,19 +144,20 @@ def _judge(
 
 
 def describe_shadow(view: ShadowView, va: int) -> list[dict[str, Any]]:
-    """The shadow walk of one address as rows: level, table (mfn), index, entry, flags, note."""
+    """The shadow walk of one address as rows: level, table (mfn), index, entry, flags, note; in the last one mfn, the
+    frame of `va` whatever its rights, NO_FRAME if an entry is not present."""
     rows: list[dict[str, Any]] = []
     table = view.root.root
     flat = view.words.reshape(-1)
     for level in view.root.mode.levels:
         index = level.index(va)
         slot = ((table - (view.base << bits.PAGE_SHIFT)) >> 3) + index
-        inside = 0 <= slot < len(flat)
-        entry = int(flat[slot]) if inside else 0
+        in_pool = 0 <= slot < len(flat)
+        entry = int(flat[slot]) if in_pool else 0
         large = level.may_map_large and bool(entry & bits.PTE_PS)
         last = not entry & bits.PTE_P or large or level.number == 1
-        note = "" if inside else "outside the pool"
-        if inside and not entry & bits.PTE_P:
+        note = "" if in_pool else "outside the pool"
+        if in_pool and not entry & bits.PTE_P:
             note = "not present"
         rows.append(
             {
@@ -169,6 +170,9 @@ def describe_shadow(view: ShadowView, va: int) -> list[dict[str, Any]]:
             }
         )
         if last:
+            inside = level.span - 1
+            frame = (entry & bits.PTE_ADDR & ~inside | va & inside) >> bits.PAGE_SHIFT
+            rows[-1]["mfn"] = frame if entry & bits.PTE_P else NO_FRAME
             break
         table = entry & bits.PTE_ADDR
     return rows

@@ -56,9 +56,11 @@ class CodeScanner:
         kinds = {instruction.kind for width in (64, 32) if (instruction := decode(code, width)) is not None}
         return bool(kinds if self._msr_writes else kinds - {"wrmsr"})
 
-    def forget(self) -> npt.NDArray[np.int64]:
-        """Everything counts as not scanned, for code may have changed. Gives the gfns that had been."""
+    def forget(self, gfns: Iterable[int] | None = None) -> npt.NDArray[np.int64]:
+        """`gfns`, or all, count as not scanned, for code may have changed. Gives those that had been."""
         again = np.flatnonzero(self._scanned)
+        if gfns is not None:
+            again = np.intersect1d(again, np.fromiter(gfns, np.int64))
         self._scanned[again] = False
         return again
 

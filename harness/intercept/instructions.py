@@ -55,6 +55,14 @@ def _cr3_written(cr0: int, cr4: int, efer: int, pkru: int, value: int) -> Contro
     return control_writes.write_cr3(ControlState(cr0, 0, cr4, efer, pkru), value)
 
 
+def fetches(vmcb: memoryview) -> tuple[int, int]:
+    """The linear address of the instruction at RIP, and the width of the code there: 16, 32 or 64."""
+    attributes, rip = vmcb[CS_ATTRIBUTES], vmcb[RIP]
+    if attributes & ATTRIBUTE_L and vmcb[EFER] & bits.EFER_LMA:
+        return rip, 64
+    return rip + vmcb[CS_BASE] & 0xFFFF_FFFF, 32 if attributes & ATTRIBUTE_D else 16
+
+
 class Instructions:
     """Fetches, decodes and carries out the instructions that the guest's processor left at.
 
@@ -92,13 +100,7 @@ class Instructions:
 
     def code(self) -> tuple[bytes, int]:
         """Up to 15 bytes at RIP, as the processor fetched them just now, and the width of the code: 16, 32 or 64."""
-        vmcb = self._vcpu.vmcb
-        attributes, va = vmcb[CS_ATTRIBUTES], vmcb[RIP]
-        if attributes & ATTRIBUTE_L and vmcb[EFER] & bits.EFER_LMA:
-            width = 64
-        else:
-            width = 32 if attributes & ATTRIBUTE_D else 16
-            va = va + vmcb[CS_BASE] & 0xFFFF_FFFF
+        va, width = fetches(self._vcpu.vmcb)
         root = self._live.engine.root
         address = self._shadowed(root, va)
         if address < 0:
@@ -158,21 +160,7 @@ class Instructions:
         if isinstance(state, GP):
             live.fault(bits.VECTOR_GP, 0)
             return
-        rip = self._vcpu.vmcb[RIP]
-        if live.domain.away:
-            needed = live.engine.needs(state)
-            if needed >= 0:
-                live.domain.give(needed)
-        if instruction.cr == 3:
-            live.log.add("cr3_load", rip, value, instruction.text)
-            live.state = state
-            live.engine.load_cr3(state.cr3)  # a new root is taken at the next entry
-        else:
-            live.log.add("control", rip, value, instruction.text)
-            if state != live.state:
-                live.state = state
-                live.engine.control(state)
-                live.changed()
+        live.write_control(state, "cr3_load" if instruction.cr == 3 else "control", value, instruction.text)
         self._done(instruction, width)
 
     def _mov_to_cr(self, instruction: Intercepted, width: int) -> Outcome | None:

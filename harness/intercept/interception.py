@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 from harness.intercept.events import EventLog
+from harness.intercept.points import Point
 from harness.machine.deadline import Deadline
 from harness.x86.control import ControlState
 
@@ -21,7 +24,8 @@ class Outcome(Enum):
     SHUTDOWN = "shutdown"  # live: a triple fault, which the monitor intercepts
     HALTED = "halted"  # live: HLT with interrupts off
     STUCK = "stuck"  # live: one access faults for ever
-    PAUSED = "paused"  # live: a hook wanted the guest to stand where it is
+    PAUSED = "paused"  # somebody wanted the guest to stand where it is: `attention`, a point, a hook of live mode
+    STEPPED = "stepped"  # `step` is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,10 @@ class Interception(Protocol):
     """Events of one guest, told to one engine.
 
     state: the control registers as the guest has them. misses: what the self-check found unannounced, in words.
-    false_breakpoints, late_alias_tables: see `harness.intercept.observe`; 0 in live mode.
+    false_breakpoints, late_alias_tables: see `harness.intercept.observe`; 0 in live mode. attention: asked before the
+    guest runs on, after each event and after `poke`, but not while points are `lifted`: whether it is to stand
+    (PAUSED); None without a debugger. hit: the debugger's point
+    because of which `run` or `step` came back last, None when it was for another reason.
     """
 
     state: ControlState
@@ -45,9 +52,28 @@ class Interception(Protocol):
     false_breakpoints: int
     late_alias_tables: int
     run_seconds: float
+    attention: Callable[[], bool] | None
+    hit: Point | None
 
     def run(self, deadline: Deadline, max_events: int | None = None) -> Ran:
         """Lets the guest run, event after event, until a checkpoint, its end, or the deadline."""
+
+    def step(self, deadline: Deadline) -> Ran:
+        """Lets the guest execute one instruction, with whatever it makes happen: STEPPED, STOP where it was the one at
+        a checkpoint, or an end; DEADLINE or PAUSED when a halted processor executed none until then. An instruction
+        that faults is over at the first one of the handler. A watchpoint of the debugger's that it hit is in `hit`."""
+
+    def poke(self) -> None:
+        """From any thread: `run` is to ask `attention` soon, even if the guest never leaves by itself."""
+
+    def set_point(self, point: Point) -> None:
+        """A point of the debugger's, from now on. The guest stands. Raises MachineError if QEMU refuses it."""
+
+    def clear_point(self, point: Point) -> None:
+        """Takes away one that was set; nothing happens for one that was not."""
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """No point of the debugger's is set inside: what a check executes and touches is none of the guest's."""
 
     def self_check(self, registers: dict[str, int]) -> int:
         """Compares what was announced with what is. How many changes were not; each is in `misses`, and repaired."""

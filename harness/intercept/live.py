@@ -11,6 +11,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Final
 
@@ -24,11 +25,14 @@ from harness.intercept.events import EventLog
 from harness.intercept.hardware import run_on
 from harness.intercept.instructions import Instructions
 from harness.intercept.interception import Outcome, Ran
+from harness.intercept.live_points import LivePoints
+from harness.intercept.points import Point
 from harness.machine import monitor_abi as abi
 from harness.machine.deadline import Deadline
 from harness.machine.errors import DeadlineExceeded, MachineError, StubClosed
 from harness.machine.mailbox import STOP_PORT
 from harness.machine.monitor_abi import ExitCode
+from harness.machine.qemu import Machine
 from harness.machine.vcpu import Vcpu
 from harness.x86 import bits, events
 from harness.x86.access import ACCESS_OF
@@ -67,7 +71,8 @@ class Live:
     state: the control registers as the guest believes them. faults: (rip, error code, CR2) of each #PF injected, where
     somebody wants them (else None); injected: how many there were. exits: how often each kind of exit came. between:
     called at each exit, with the guest standing (disturbances, migration); one that gives an Outcome ends `run` with
-    it. meanwhile: called once each time the guest has been let go, so what it does costs the guest nothing.
+    it. meanwhile: called once each time the guest has been let go, so what it does costs the guest nothing. halted: the
+    guest waits in a HLT. points: what a debugger wants. attention, hit: see `harness.intercept.interception`.
     """
 
     false_breakpoints = 0
@@ -81,6 +86,7 @@ class Live:
         state: ControlState,
         instructions: Instructions,
         devices: Devices,
+        machine: Machine,
     ) -> None:
         self.vcpu, self.engine, self.domain = vcpu, engine, domain
         self.state = state
@@ -94,9 +100,12 @@ class Live:
         self.between: list[Pause] = []
         self.meanwhile: list[Hook] = []
         self.run_seconds = 0.0
+        self.points = LivePoints(self, machine)
+        self.attention: Callable[[], bool] | None = None
+        self.hit: Point | None = None
         self._root: ShadowRoot | None = None
         self._pkru = 0
-        self._halted = False
+        self.halted = False
         self._pending = 0  # EXITINTINFO of the last exit: an event that was being delivered
         self._last_fault = NO_FAULT
         self.stuck = ""  # what access faults for ever, in words
@@ -143,6 +152,7 @@ class Live:
         try:
             return self._run(deadline, max_events)
         finally:
+            self.points.end()
             if collects:
                 gc.enable()
             self.run_seconds += time.perf_counter() - began
@@ -151,9 +161,10 @@ class Live:
         # Every line of the inner loop is paid at each exit: what does not change there is looked up here.
         limit = None if max_events is None else self.log.total + max_events
         vcpu, engine, handlers, exits = self.vcpu, self.engine, self._handlers, self.exits
-        vmcb, idle = vcpu.vmcb, engine.idle
+        vmcb = vcpu.vmcb
         meanwhile, between = self.meanwhile, self.between
         try:
+            idle = self.points.begin()
             while True:
                 for _ in range(LOOK_EVERY):
                     root = engine.root
@@ -170,8 +181,8 @@ class Live:
                         vcpu.wait(deadline, idle)
                     except DeadlineExceeded:
                         return Ran(self._pull_out(), self.registers())
-                    if self._halted:
-                        self._halted = False
+                    if self.halted:
+                        self.halted = False
                         vcpu.vmcb_fields["intercept"] = abi.INTERCEPTS
                     code = vmcb[EXITCODE]
                     pending = vmcb[EXITINTINFO]
@@ -211,7 +222,7 @@ class Live:
     def halt_in_guest(self) -> None:
         """The guest halts and waits for an interrupt: from its HLT on it runs without that intercept until it exits."""
         self.vcpu.vmcb_fields["intercept"] &= ~np.uint64(abi.intercept_bit(ExitCode.HLT))
-        self._halted = True
+        self.halted = True
 
     def kick(self) -> None:
         """Makes the processor leave the guest at once (an NMI)."""
@@ -222,20 +233,38 @@ class Live:
         """Gets the processor out of a guest that does not leave by itself. Raises MachineError if it stays."""
         self.kick()
         try:
-            self.vcpu.wait(Deadline(KICK_SECONDS))
+            self.vcpu.wait(Deadline(KICK_SECONDS), self.points.look)  # it may stand at a point just now
         except DeadlineExceeded as error:
             raise MachineError(f"the processor did not leave the guest within {KICK_SECONDS:g} s of an NMI") from error
         code = self.vcpu.vmcb[EXITCODE]
         self.exits[code] += 1
         if code == ExitCode.SHUTDOWN:
             return Outcome.SHUTDOWN
-        if self._halted:  # an NMI ends a HLT, and this one was none of the guest's
-            self._halted = False
+        if self.halted:  # an NMI ends a HLT, and this one was none of the guest's
+            self.halted = False
             self.vcpu.vmcb_fields["intercept"] = abi.INTERCEPTS
         pending = self.vcpu.vmcb[EXITINTINFO]  # whatever the exit was, the guest comes back to it; not to this event
         if pending & events.VALID:
             self._deliver(events.again(pending))
-        return Outcome.DEADLINE
+        return self.points.attend() or Outcome.DEADLINE
+
+    # ---- a debugger
+
+    def step(self, deadline: Deadline) -> Ran:
+        return self.points.step(deadline)
+
+    def poke(self) -> None:
+        self.points.poke()
+
+    def set_point(self, point: Point) -> None:
+        self.points.set_point(point)
+
+    def clear_point(self, point: Point) -> None:
+        self.points.clear_point(point)
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """No point is set while the guest stands."""
+        return nullcontext()
 
     def exits_by_name(self) -> dict[str, int]:
         """How often each kind of exit came, the most frequent first."""
@@ -356,6 +385,24 @@ class Live:
 
     def _invalid(self) -> Outcome | None:
         raise MachineError("VMRUN refused the guest's state (VMEXIT_INVALID)")
+
+    # ---- what the guest, or a debugger in its place, does to its control registers
+
+    def write_control(self, state: ControlState, kind: str, value: int, text: str) -> None:
+        """A write made `state` of the guest's control registers. kind: ``cr3_load`` or ``control``; value: what was
+        written; text: by what."""
+        if self.domain.away:
+            needed = self.engine.needs(state)
+            if needed >= 0:
+                self.domain.give(needed)
+        self.log.add(kind, self.vcpu.vmcb[RIP], value, text)
+        if kind == "cr3_load":
+            self.state = state
+            self.engine.load_cr3(state.cr3)  # a new root is taken at the next entry
+        elif state != self.state:
+            self.state = state
+            self.engine.control(state)
+            self.changed()
 
     # ---- events for the guest
 

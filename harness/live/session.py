@@ -81,7 +81,7 @@ class LiveSession(Session):
             fill="demand",
             options=dict(self.options.policies),
         )
-        self.engine = self._make_engine(config, self.machine_memory)
+        self.engine = self._new_engine(config, self.machine_memory)
         self.domain = Domain(ram, self.vcpu, self.engine, view, self.layout.spare)
         self.memory = GuestMemory(self.machine_memory, view)
         self._read = ram_reader(view.bytes)
@@ -91,10 +91,11 @@ class LiveSession(Session):
             self.engine,
             self.domain,
             state,
-            Instructions(self.vcpu, ram.bytes, self._translate),
+            Instructions(self.vcpu, ram.bytes, self.translate),
             Devices(self.vcpu, frames),
+            self.machine,
         )
-        self.interception = self.live
+        self._intercept(self.live)
         self.target = self.prober = LiveTarget(self.live, self._mailbox_address())
         self.mailbox = self.prober.mailbox
         self._ambient = ()

@@ -11,9 +11,11 @@ Protocol: the GDB manual, appendix "GDB Remote Serial Protocol".
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,20 +29,24 @@ from harness.machine.sockets import connect
 CONTINUE: Final = b"c"
 STEP: Final = b"s"
 ALL_REGISTERS: Final = b"g"
+INTERRUPTED: Final = 2  # StopReply.signal: a byte came in while the guest ran
 PIPELINED: Final = 256  # packets in one write: their replies must fit the socket's buffer until they are read
 
-_WATCH = re.compile(rb"(?:a|r)?watch:([0-9a-f]+);")
+_WATCH = re.compile(rb"(a|r)?watch:([0-9a-f]+);")
+_WATCH_KINDS: Final = {None: 2, b"r": 3, b"a": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class StopReply:
-    """Why the guest stopped. watch: start of the watched range that was stored to, None for anything else.
-    exited: QEMU said that the machine ended (``W``/``X``), status its code. signal: 5 trap, 2 interrupt."""
+    """Why the guest stopped. watch: start of the watched range that was accessed, None for anything else; kind: of
+    that watchpoint, as in `point_packet`. exited: QEMU said that the machine ended (``W``/``X``), status its code.
+    signal: 5 trap, 2 interrupt."""
 
     signal: int
     watch: int | None = None
     exited: bool = False
     status: int = 0
+    kind: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +63,19 @@ def packet(payload: bytes) -> bytes:
     return b"$%b#%02x" % (payload, sum(payload) & 0xFF)
 
 
+def point_packet(kind: int, address: int, length: int, insert: bool = True) -> bytes:
+    """Z/z of `kind`: 0 and 1 break on execution, 2 watches stores, 3 loads, 4 both, over virtual addresses."""
+    return b"%b%d,%x,%x" % (b"Z" if insert else b"z", kind, address, length)
+
+
 def breakpoint_packet(address: int, insert: bool = True) -> bytes:
     """Z1/z1: QEMU's breakpoints live in the translator and never touch guest memory."""
-    return b"%b1,%x,1" % (b"Z" if insert else b"z", address)
+    return point_packet(1, address, 1, insert)
 
 
 def watch_packet(address: int, length: int, insert: bool = True) -> bytes:
     """Z2/z2: a write watchpoint over `length` bytes of virtual addresses."""
-    return b"%b2,%x,%x" % (b"Z" if insert else b"z", address, length)
+    return point_packet(2, address, length, insert)
 
 
 class GdbStub:
@@ -77,7 +88,9 @@ class GdbStub:
         """
         self._socket = connect(path, deadline, ended)
         self._buffer = bytearray()
+        self._sending = threading.Lock()
         self._running = False
+        self.documents: dict[str, bytes] = {}  # the target description: annex -> XML, as QEMU gives it
         self.registers = self._read_description(deadline)
         # The integer registers in front, up to EFER: 8 or 4 bytes each.
         front = list(self.registers.values())
@@ -131,7 +144,8 @@ class GdbStub:
 
     def _send(self, payloads: Sequence[bytes]) -> None:
         try:
-            self._socket.sendall(b"".join(map(packet, payloads)))
+            with self._sending:
+                self._socket.sendall(b"".join(map(packet, payloads)))
         except OSError as error:
             raise StubClosed(f"gdbstub connection lost: {error}") from error
 
@@ -162,12 +176,32 @@ class GdbStub:
 
     def wait_stop(self, deadline: Deadline) -> StopReply:
         """Waits until the guest stops. Raises DeadlineExceeded (the guest still runs) or StubClosed."""
-        reply = self._receive(deadline)
+        return self._stopped(self._receive(deadline))
+
+    def poll_stop(self) -> StopReply | None:
+        """The stop reply if the guest has stopped by now, without waiting. Raises StubClosed."""
+        try:
+            data = self._socket.recv(65536, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise StubClosed(f"gdbstub connection lost: {error}") from error
+        else:
+            if not data:
+                raise StubClosed("gdbstub connection closed by QEMU")
+            self._buffer += data
+        if b"$" not in self._buffer:  # at most the acknowledgement of what let the guest run
+            return None
+        return self._stopped(self._receive(Deadline(1.0)))  # the rest of a packet is never far
+
+    def _stopped(self, reply: bytes) -> StopReply:
         self._running = False
         kind = reply[:1]
         if kind in (b"T", b"S"):
-            match = _WATCH.search(reply)
-            return StopReply(int(reply[1:3], 16), int(match.group(1), 16) if match else None)
+            signal, match = int(reply[1:3], 16), _WATCH.search(reply)
+            if match is None:
+                return StopReply(signal)
+            return StopReply(signal, int(match.group(2), 16), kind=_WATCH_KINDS[match.group(1)])
         if kind in (b"W", b"X"):
             return StopReply(0, exited=True, status=int(reply[1:3], 16))
         raise MachineError(f"gdbstub sent {reply!r} instead of a stop reply")
@@ -176,8 +210,14 @@ class GdbStub:
         """Stops a running guest (Ctrl-C of the protocol)."""
         if not self._running:
             raise MachineError("gdbstub: interrupt of a guest that is stopped")
-        self._socket.sendall(b"\x03")
+        self.poke()  # if QEMU has ended, the wait will tell
         return self.wait_stop(deadline)
+
+    def poke(self) -> None:
+        """Stops the guest if it runs, for whoever waits in `wait_stop`: signal 2. From any thread; QEMU ignores it
+        while the guest stands."""
+        with contextlib.suppress(OSError), self._sending:  # not in the middle of a packet
+            self._socket.sendall(b"\x03")
 
     @property
     def running(self) -> bool:
@@ -198,6 +238,7 @@ class GdbStub:
                 raise MachineError(f"gdbstub: no target description ({reply[:40]!r} for {annex})")
             document += re.sub(rb"}(.)", lambda m: bytes([m.group(1)[0] ^ 0x20]), reply[1:], flags=re.DOTALL)
             if reply[:1] == b"l":
+                self.documents[annex] = document
                 return document
 
     def _read_description(self, deadline: Deadline) -> dict[str, Register]:
@@ -222,6 +263,14 @@ class GdbStub:
         if len(data) < self._layout.size:
             raise MachineError(f"gdbstub: `g` gave {len(data)} bytes, the description says {self._layout.size}")
         return dict(zip(self._names, self._layout.unpack_from(data), strict=True))
+
+    def write_register(self, number: int, value: bytes) -> None:
+        """P: `value` is little-endian, of the register's size. Raises MachineError if QEMU refuses."""
+        self.checked(b"P%x=%b" % (number, value.hex().encode()))
+
+    def raw_registers(self) -> bytes:
+        """The reply to ``g``: all registers of the description, in its order, little-endian."""
+        return bytes.fromhex(self.request(ALL_REGISTERS)[0].decode())
 
     def read_registers(self) -> dict[str, int]:
         return self.parse_registers(self.request(ALL_REGISTERS)[0])

@@ -47,7 +47,7 @@ _HOST_CR4: Final = 272 >> 3
 _VMCB_CR4: Final = abi.CR4 >> 3
 _VMCB_ASID: Final = abi.ASID >> 3  # and TLB_CONTROL in the upper half
 
-_GPR_NAMES: Final = (
+GPR_NAMES: Final = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
 )
@@ -286,7 +286,7 @@ class Vcpu:
         """The guest's registers under the names that the gdbstub has for them. CR0, CR3, CR4 and EFER are the
         processor's, not what the guest believes."""
         vmcb = self.vmcb
-        out = {name: self.gpr(number) for number, name in enumerate(_GPR_NAMES)}
+        out = {name: self.gpr(number) for number, name in enumerate(GPR_NAMES)}
         for name, offset in _VMCB_REGISTERS.items():
             out[name] = vmcb[offset >> 3]
         for name in ("cs", "ss", "ds", "es", "fs", "gs"):

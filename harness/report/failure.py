@@ -21,7 +21,7 @@ def failure_block(record: RunRecord, shown: int = SHOWN) -> str:
 
     In this order: what ran and how it ended; the first `shown` mismatches with the guest walk, the shadow walk
     and the hardware's answer side by side; where the native run went another way; broken invariants; missed
-    interceptions; failed TAP lines; the last events; where the logs are; commands to paste.
+    interceptions; failed TAP lines; the last events; where logs and trace are; commands to paste.
     """
     lines = _headline(record)
     quiet = replace(record, recent_events=[], repro=[])  # said once, at the end
@@ -37,6 +37,10 @@ def failure_block(record: RunRecord, shown: int = SHOWN) -> str:
     lines += _section("last events", record.recent_events, limit=12, newest=True)
     if record.log_dir:
         lines += ["", f"logs kept in {record.log_dir}"]
+    if record.trace:
+        lines += ["", f"trace kept in {record.trace}"]
+    if record.trace_lost:
+        lines += ["", f"its trace was lost: {record.trace_lost}"]
     lines += _section("reproduce", record.repro or [reproduce(record)])
     return "\n".join(printable(line) for line in lines)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 
 def _is_special(path: Path) -> bool:
@@ -41,14 +44,19 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) so that a reader of `path` sees the old file or the whole new one.
+    """Writes `text` (UTF-8); see `copy_atomic`."""
+    copy_atomic(path, io.BytesIO(text.encode("utf-8", errors="backslashreplace")))
+
+
+def copy_atomic(path: Path, source: BinaryIO) -> None:
+    """Writes what `source` still has to read so that a reader of `path` sees the old file or the whole new one.
 
     A symbolic link keeps pointing where it did; the mode is that of the file replaced, or what the umask
     leaves. Raises OSError when the file cannot be written; the old one is then untouched.
     """
-    data = text.encode("utf-8", errors="backslashreplace")
     if _is_special(path):
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            shutil.copyfileobj(source, file)
         return
     target = path.resolve()
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
@@ -58,7 +66,7 @@ def write_atomic(path: Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(target)) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            shutil.copyfileobj(source, file)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

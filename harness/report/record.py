@@ -31,6 +31,7 @@ class RunRecord:
     allowed (name -> count), compared (what, how much).
     exceptions: named differences that were allowed, with counts. stats: the engine's counters.
     tap: (ok, text) lines. log_dir: where console and QEMU output were kept, if anywhere.
+    trace: the file that the run's trace was kept in, if any; trace_lost: why it could not be.
     repro: commands to paste. recent_events: the last events before the end, as text.
     """
 
@@ -61,11 +62,18 @@ class RunRecord:
     repro: list[str] = field(default_factory=list)
     recent_events: list[str] = field(default_factory=list)
     log_dir: str = ""
+    trace: str = ""
+    trace_lost: str = ""
 
     @property
     def intercepted(self) -> int:
         """Events that the interception took from the guest: all kinds but `page_fault`."""
         return sum(count for kind, count in self.events.items() if kind != "page_fault")
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything was found wrong with the engine or the interception."""
+        return bool(self.mismatches or self.audit_failures or self.interception_misses)
 
     @property
     def as_expected(self) -> bool:

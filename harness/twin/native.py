@@ -14,8 +14,8 @@ from harness.catalogue import Guest, image_path
 from harness.check.target import Stop
 from harness.engine import Bytes
 from harness.guest_target import serve
+from harness.intercept.follow import control_state
 from harness.intercept.interception import Outcome, Ran
-from harness.intercept.observe import control_state
 from harness.machine.deadline import Deadline
 from harness.machine.errors import DeadlineExceeded, MachineError, StubClosed
 from harness.machine.exception_log import ExceptionLog, Faults

@@ -256,7 +256,8 @@ def entry_text(entry: int) -> str:
 
 
 def describe(path: Path) -> list[dict[str, Any]]:
-    """The steps of `path` as JSON-able rows: level, table, index, entry, flags, and a note where it stopped."""
+    """The steps of `path` as JSON-able rows: level, table, index, entry, flags, and a note where it stopped. The last
+    one of an address that is mapped has its gfn too."""
     rows: list[dict[str, Any]] = [
         {
             "level": step.level,
@@ -268,6 +269,8 @@ def describe(path: Path) -> list[dict[str, Any]]:
         }
         for step in path.steps
     ]
-    if rows and path.outcome != MAPPED and not rows[-1]["note"]:
+    if rows and path.outcome == MAPPED:
+        rows[-1]["gfn"] = path.gfn
+    elif rows and not rows[-1]["note"]:
         rows[-1]["note"] = path.outcome
     return rows

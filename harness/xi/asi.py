@@ -15,6 +15,7 @@ from harness.x86.bits import ENTRIES, PTE_ADDR, PTE_NX, PTE_PS
 from harness.x86.control import ControlState
 from harness.xi.backlinks import Backlinks, Ints
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY
+from harness.xi.known_paths import KnownPath
 from harness.xi.p2m import P2m
 from harness.xi.pool import SPTI_SHIFT, Pool, Spti, idle_reserve
 from harness.xi.roles import Role
@@ -40,7 +41,8 @@ class Asi:
     synchronises them before they are used. orphans: SPTIs whose last parent has gone. pins: SPTIs on the path being
     built. overridden: words of SPTEs opened for a CR0.WP=0 store. watching: changes of aliases are followed as they
     happen, for whoever watches virtual addresses; under demand fill the hardware walks the shadow itself, nobody does,
-    and aliases are worked out when they are asked for. reserve: free SPTIs that idle moments keep ready.
+    and aliases are worked out when they are asked for. known_paths: by address >> KNOWN_SHIFT, where faults went since
+    the root, the control registers and the p2m are as they are. reserve: free SPTIs that idle moments keep ready.
     """
 
     name = "xi"
@@ -91,6 +93,7 @@ class Asi:
         self.orphans: dict[int, None] = {}
         self.pins: list[int] = []
         self.overridden: set[int] = set()
+        self.known_paths: dict[int, KnownPath] = {}
         self.no_victim = False
         self.state = ControlState()
         self.root_spti: Spti | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from harness.x86.bits import PTE_ADDR, PTE_PS
 from harness.xi.asi import Asi
 from harness.xi.gpt import SW_OVERRIDE, SW_PRESENT, SW_WRITE
-from harness.xi.pool import Spti
+from harness.xi.pool import BACKLINKS, Spti
 from harness.xi.roles import shadow_shift
 
 _FLAGS = (
@@ -33,6 +33,11 @@ def spte_text(spte: int) -> str:
     return f"{spte & PTE_ADDR:#x} [{' '.join(flags)}]"
 
 
+def spti_state(spti: Spti) -> str:
+    """How an SPTI in use stands to what it shadows."""
+    return "in sync" if spti.synced else ("fresh" if spti.fresh else "out of sync")
+
+
 def describe_spti(asi: Asi, spti: Spti) -> dict[str, Any]:
     """One SPTI in use. lru: its place, 0 is the next to be recycled."""
     assert spti.role is not None
@@ -40,7 +45,7 @@ def describe_spti(asi: Asi, spti: Spti) -> dict[str, Any]:
         "spti": spti.index,
         "mfn": spti.mfn,
         "role": spti.role.text,
-        "state": "in sync" if spti.synced else ("fresh" if spti.fresh else "out of sync"),
+        "state": spti_state(spti),
         "write_protects": spti.guards and spti.synced,
         "lru": list(asi.pool_memory.lru).index(spti.index),
         "sptes": int((spti.spt != 0).sum()),
@@ -105,3 +110,27 @@ def describe_walk(asi: Asi, va: int) -> list[dict[str, Any]]:
         out.append(step)
         spti = None if leaf or not spte else asi.pool_memory.child(spte)
     return out
+
+
+# Backlinks for who looks into an engine that may be broken.
+
+
+def backlink(xi: Asi, word: int) -> tuple[int, int]:
+    """(next, previous) of the SPTE at `word`, as `harness.xi.backlinks` keeps them; (0, 0) outside the pool."""
+    at = word + BACKLINKS + (word & 511)
+    return (xi.q[at], xi.q[at + 1]) if at + 1 < len(xi.q) else (0, 0)
+
+
+def listed(xi: Asi, slot: int) -> list[int]:
+    """The words of the SPTEs on a list, up to the first that comes a second time or lies outside the pool."""
+    out: dict[int, None] = {}
+    link = xi.links.heads[slot]
+    while link and link - 1 not in out and link <= len(xi.q):
+        out[link - 1] = None
+        link = backlink(xi, link - 1)[0]
+    return list(out)
+
+
+def listed_leaves(xi: Asi, gfn: int) -> list[tuple[int, int]]:
+    """(word, level) of the SPTEs on the lists of a frame and of the large pages around it."""
+    return [(word, level) for level in (1, 2, 3) for word in listed(xi, xi.links.slot(level, gfn))]

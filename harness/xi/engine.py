@@ -28,7 +28,7 @@ from harness.x86.bits import (
 )
 from harness.x86.control import ControlState
 from harness.x86.modes import MODES, PAE
-from harness.xi import describe
+from harness.xi import describe, explain, insides, mappings
 from harness.xi.audit import audit
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY
 from harness.xi.pool import Spti
@@ -144,6 +144,7 @@ class XiEngine(Remap):
             self._switch_root()
 
     def _switch_root(self) -> None:
+        self.known_paths.clear()
         role = root_role_at(self._mode.name, self._variant, self._root_gpa)
         root = self.root_spti
         if root is None or root.role != role:
@@ -247,3 +248,29 @@ class XiEngine(Remap):
 
     def describe_walk(self, va: int) -> list[dict[str, Any]]:
         return describe.describe_walk(self, va)
+
+    # What a debugger is told: `harness.engine_views.Explains`.
+
+    def describe_spti(self, number: int) -> dict[str, Any] | None:
+        return insides.describe_table(self, number)
+
+    def describe_backlinks(self, gfn: int) -> dict[str, Any]:
+        return insides.describe_backlinks(self, gfn)
+
+    def describe_snapshot(self, gfn: int) -> list[dict[str, Any]]:
+        return insides.describe_snapshot(self, gfn)
+
+    def describe_pool(self) -> dict[str, Any]:
+        return insides.describe_pool(self)
+
+    def describe_log(self) -> dict[str, Any] | None:
+        return insides.describe_log(self)
+
+    def explain_access(self, va: int, access: int) -> dict[str, Any]:
+        return explain.explain_access(self, va, access)
+
+    def explain_entry(self, gfn: int, index: int) -> list[dict[str, Any]]:
+        return explain.explain_entry(self, gfn, index)
+
+    def describe_mappings(self, gfn: int) -> dict[str, Any]:
+        return mappings.describe_mappings(self, gfn)

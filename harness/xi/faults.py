@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from harness.engine import AWAY, GENERAL_PROTECTION, MMIO, RETRY
-from harness.x86.access import USER_BIT
+from harness.x86.access import ALL_ACCESSES, USER_BIT
 from harness.x86.bits import PTE_ADDR, PTE_D, PTE_P, PTE_PS, PTE_RW, PTE_US
-from harness.xi.decision import PLACE, RESYNC, Resync, Step
+from harness.xi.decision import PLACE, RESYNC, Resync, Step, Verdict
 from harness.xi.gpt import AD, SW_OVERRIDE
 from harness.xi.guest_walk import RW, GuestWalks, Walk
+from harness.xi.known_paths import KNOWN_SHIFT, KnownPath, UpperWalk
 from harness.xi.pool import Spti
 from harness.xi.roles import GUEST
 
@@ -23,6 +24,9 @@ _STORE, _GPT, _UNLOGGED, _OVERRIDDEN = (PLACE.part(name, "yes") for name in ("st
 _SET_AD, _MMIO, _AWAY, _UNSYNC, _LOG, _OVERRIDE = (
     int(step) for step in (Step.SET_AD, Step.MMIO, Step.AWAY, Step.UNSYNC, Step.LOG, Step.OVERRIDE)
 )
+_SELDOM: Final = _MMIO | _AWAY | _UNSYNC | _LOG  # of what most faults need nothing
+_ALLOW: Final = int(Verdict.ALLOW)
+_ACCESSES: Final = frozenset(int(access) for access in ALL_ACCESSES)
 # RESYNC, for the entry of a 4 KiB page that is to be filled; and what its SPTE was, if there is one.
 _PAGE: Final = RESYNC.part("now", "leaf") | RESYNC.part("fill", "yes")
 _WAS_PAGE: Final = RESYNC.part("was", "leaf")
@@ -36,16 +40,16 @@ class Faults(GuestWalks):
     def shadow_fault(self, va: int, access: int) -> int:
         """See `harness.engine.ShadowEngine.shadow_fault`. Raises ValueError for an access code that is none."""
         self.counters.faults += 1
-        if access & ~7 or access & 3 == 3:
+        if access not in _ACCESSES:
             raise ValueError(f"{access} is no access")
         if va >> self._top_shift not in self._tops:
             return GENERAL_PROTECTION
         if not self._rows:
             return self._place(va, access, Walk([], [], RW, True, va >> 12, 0))
         walk = self.gva_to_gpa(va)
-        result = self._codes[self.judge(walk, access)][access]
-        if result != RETRY:
-            return self._refused(walk, result)
+        verdict = self.judge(walk, access)
+        if verdict != _ALLOW:
+            return self._refused(walk, self._codes[verdict][access])
         return self._place(va, access, walk)
 
     def _refused(self, walk: Walk, result: int) -> int:
@@ -95,13 +99,14 @@ class Faults(GuestWalks):
 
     def _place(self, va: int, access: int, walk: Walk) -> int:
         """A fault on an access that the guest's tables allow."""
-        gfn = walk.gfn
+        gfn, p2m = walk.gfn, self.p2m
         path: list[Spti] | None = None
-        if self.p2m.backed(gfn):
+        if gfn < p2m.frames and p2m.to_mfn[gfn] >= 0:
             path = self.follow(va, walk)
             if path is None:
                 # A fault on a missing translation: XI synchronises everything reachable, then looks again.
                 self.counters.fault_resyncs += 1
+                walk.known = None
                 self.shadow_resync_all()
                 path = self.follow(va, walk)
             features = _BACKED
@@ -110,28 +115,34 @@ class Faults(GuestWalks):
             if self.logging and not self.logged[gfn]:
                 features |= _UNLOGGED
         else:
-            features = _FRAME_AWAY if gfn in self.p2m.away else _NO_FRAME
+            features = _FRAME_AWAY if gfn in p2m.away else _NO_FRAME
         store = access & 3 == 1
         if store:
             features |= _STORE
             if not access & USER_BIT and self.needs_override(walk):
                 features |= _OVERRIDDEN
         steps = PLACE.lookup[features]
-        changed = bool(steps & _SET_AD) and self.set_accessed(walk, store)
-        if steps & _AWAY:
-            return self._refused(walk, AWAY)
-        if steps & _MMIO:
-            self.counters.faults_mmio += 1
-            return MMIO
-        if steps & _UNSYNC:
-            self.table_written(gfn)
-        if steps & _LOG:
-            self.log_dirty(gfn)
-        override = bool(steps & _OVERRIDE)
+        changed = self.set_accessed(walk, store) if steps & _SET_AD else False
+        if steps & _SELDOM:
+            if steps & _AWAY:
+                return self._refused(walk, AWAY)
+            if steps & _MMIO:
+                self.counters.faults_mmio += 1
+                return MMIO
+            if steps & _UNSYNC:
+                self.table_written(gfn)
+            if steps & _LOG:
+                self.log_dirty(gfn)
+        override = steps & _OVERRIDE != 0
         if path is None or override or (changed and walk.leaf > 1):  # there is something to do above the path's end
             assert self.root_spti is not None
             path = [self.root_spti]
-        self.fill(va, walk, path, store and self.logging, override)
+        self.counters.faults_filled += 1
+        last = path[-1]
+        if last.level == 1:  # no table is made, so none can be recycled
+            self._fill_entry(last, va >> 12 & 511, walk, override)
+        else:
+            self.fill(va, walk, path, store and self.logging, override)
         return RETRY
 
     # Filling the path.
@@ -139,18 +150,25 @@ class Faults(GuestWalks):
     def follow(self, va: int, walk: Walk) -> list[Spti] | None:
         """The tables that the hardware goes through for `va`, from the root down to the first whose entry is not as
         the guest's, or that is the last; they become the most recently used. An entry above the guest's leaf is
-        "as the guest's" when nothing at all is left to do about it.
+        "as the guest's" when nothing at all is left to do about it. On a known path only the last table is given, all
+        above it being so.
 
         None when one of the tables, the first that disagrees with the walk or any below it, has fallen behind the
         guest's (by more than A and D). An in-sync table that has was written by a store that nothing announced; it
         goes out of sync here.
         """
+        touch, known = self.pool_memory.lru.move_to_end, walk.known
+        if known is not None:
+            for number in known.above:
+                touch(number)
+            spti = known.spti
+        else:
+            assert self.root_spti is not None
+            spti = self.root_spti
         path: list[Spti] = []
-        q, touch, child = self.q, self.pool_memory.lru.move_to_end, self.pool_memory.child
+        q = self.q
         entries, root_level = walk.entries, self._root_level
         settled = True
-        spti = self.root_spti
-        assert spti is not None
         while True:
             index = va >> spti.shift & 511
             if settled:
@@ -166,24 +184,38 @@ class Faults(GuestWalks):
                             self.set_out_of_sync(spti)
                         return path if spti.fresh else None
                     settled = False
+            if spti.level == 1:
+                break
             spte = q[spti.base + index]
-            if spti.level == 1 or not spte or spte & PTE_PS:
+            if not spte or spte & PTE_PS:
                 return path
             if spte & (PTE_P | SW_OVERRIDE) != PTE_P:
                 settled = False
-            spti = child(spte)
+            spti = self.pool_memory.child(spte)
+        if known is None and walk.upper is not None and path[-1] is spti:
+            self._remember(va, walk.upper, path)
+        return path
+
+    def _remember(self, va: int, upper: UpperWalk, path: list[Spti]) -> None:
+        """The next fault that needs an entry of the last table of `path` finds it at once."""
+        shadow: dict[int, int] = {}
+        for spti in path[:-1]:
+            index = va >> spti.shift & 511
+            words = [spti.base + index]
+            if spti.kind is GUEST:
+                words.append(spti.first_entry + (index >> spti.halved) >> (not self._wide))
+            shadow |= {word: self.q[word] for word in words}
+        if len(self.known_paths) >= len(self.sptis):
+            self.known_paths.clear()
+        self.known_paths[va >> KNOWN_SHIFT] = KnownPath(upper, path, shadow)
 
     def fill(self, va: int, walk: Walk, path: list[Spti], divide: bool, override: bool) -> None:
         """Brings what is missing of the path of `va` into the shadow, recycling what it must but nothing of the path.
 
-        path: what `follow` found. divide: a large page is to be divided (a store while the dirty log runs). override:
-        see `needs_override`.
+        path: what `follow` found; it ends above level 1. divide: a large page is to be divided (a store while the dirty
+        log runs). override: see `needs_override`.
         """
-        self.counters.faults_filled += 1
         spti = path[-1]
-        if spti.level == 1:  # no table is made, so none can be recycled
-            self._fill_entry(spti, va >> 12 & 511, walk, override)
-            return
         held = len(self.pins)
         self.pins += [above.index for above in path]
         try:
@@ -213,11 +245,12 @@ class Faults(GuestWalks):
             self.fill_direct_entry(spti, index, True)
             return
         entry = walk.entries[self._root_level - spti.level]
-        old = spti.snapshot_entry(index)
+        snapshots, at = spti.snapshots, spti.first_entry + (index >> spti.halved)
+        old = snapshots[at]
         if old != entry:
             if (old ^ entry) & ~AD:
                 self.shadow_resync(spti)
-            spti.set_snapshot_entry(index, entry)
+            snapshots[at] = entry
             if spti.halved:  # the other SPTE of the same guest entry, whose snapshot this is too
                 self.resync_spte(spti, index ^ 1, entry, self.eager)
         if spti.level == 1:

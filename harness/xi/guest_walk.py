@@ -5,7 +5,7 @@ What the walk needs of the control registers is worked out when they change. EFL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +14,7 @@ from harness.x86.access import ALL_ACCESSES, Access
 from harness.x86.bits import PF_P, PF_PK, PF_RSVD, PTE_A, PTE_D, PTE_P, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
 from harness.xi.decision import RIGHTS, Verdict
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY, EntryRules, entry_rules
+from harness.xi.known_paths import KNOWN_SHIFT, KnownPath, UpperWalk
 from harness.xi.resync import Resynchronisation
 from harness.xi.roles import variant_of
 
@@ -31,11 +32,15 @@ ABSENT, RESERVED, TABLE_AWAY = (RIGHTS.part("walk", value) for value in ("absent
 RW: Final = 1 << _R["rw"]
 US: Final = 1 << _R["us"]
 _NX: Final = 1 << _R["nx"]
-_USER_SHIFT: Final = _R["user"]
+_RW_US: Final = PTE_RW | PTE_US
+assert _RW_US < PTE_A  # of _GRANTS, the values above _RW_US are those with A
+_ASKED: Final = tuple((access & 3) << _R["kind"] | access >> 2 << _R["user"] for access in range(8))  # by access
 # RW and US of an entry become the features of the same name by one shift.
 _RIGHTS_SHIFT: Final = _R["rw"] - (PTE_RW.bit_length() - 1)
 assert US == PTE_US << _RIGHTS_SHIFT
-_LATCHED: Final = -1  # in place of an entry's address: it is a register, or nothing is there
+_GRANTS: Final = PTE_RW | PTE_US | PTE_A  # bits of an entry that count only where all of a walk have them
+_NOWHERE: Final = -1  # in place of an entry's address: it is a register, or nothing is there
+_AWAY: Final = -2  # in place of a table's address
 
 
 class Walk:
@@ -44,13 +49,22 @@ class Walk:
     entries: those read, from the root down, as they are in memory by now. addresses: where they are in machine memory,
     -1 for one that is latched or not backed. rights: packed RIGHTS features of the outcome. accessed: every entry that
     has an A bit has it set. gfn: the frame; the table's whose frame is away, if the walk met one; -1 for a walk that
-    did not complete otherwise. leaf: the level of the last entry.
+    did not complete otherwise. leaf: the level of the last entry. upper: what leads to an entry of level 1, which
+    completed the walk; known: the path through the shadow that goes with it, if it is known.
     """
 
-    __slots__ = ("accessed", "addresses", "entries", "gfn", "leaf", "rights")
+    __slots__ = ("accessed", "addresses", "entries", "gfn", "known", "leaf", "rights", "upper")
 
     def __init__(
-        self, entries: list[int], addresses: list[int], rights: int, accessed: bool, gfn: int, leaf: int
+        self,
+        entries: list[int],
+        addresses: list[int],
+        rights: int,
+        accessed: bool,
+        gfn: int,
+        leaf: int,
+        upper: UpperWalk | None = None,
+        known: KnownPath | None = None,
     ) -> None:
         self.entries = entries
         self.addresses = addresses
@@ -58,6 +72,8 @@ class Walk:
         self.accessed = accessed
         self.gfn = gfn
         self.leaf = leaf
+        self.upper = upper
+        self.known = known
 
 
 @lru_cache(maxsize=2)
@@ -70,16 +86,20 @@ def _codes(instruction_bit: bool) -> tuple[tuple[int, ...], ...]:
     )
 
 
-# One level: its number, shift, index mask, whether its entries are latched, the bit that makes one a leaf (PS or 0),
-# reserved bits of one that is none, the bits that count as set because the level does not have them, NX, and all rules.
+# A level above 1: its number, shift, index mask, whether its entries are latched, the bit that makes one a leaf (PS or
+# 0), reserved bits of one that is none, the bits of _GRANTS that count as set because the level does not have them, NX,
+# and all rules.
 _Row = tuple[int, int, int, bool, int, int, int, int, EntryRules]
 
 
 class GuestWalks(Resynchronisation):
     """Walks the guest's tables and judges accesses."""
 
-    _rows: tuple[_Row, ...] = ()
+    _rows: tuple[_Row, ...] = ()  # from the root down; none without paging
+    _last: tuple[int, int, int] = (0, 0, 0)  # of level 1: index mask, P and the reserved bits, NX
     _wide: bool = True  # entries have 8 bytes, not 4
+    _read: Callable[[int], int]  # an entry, by machine address
+    _size_shift: int = 3
     _frame_mask: int = 0
     _accessed: tuple[int, ...] = ()  # by level, from the root down: A, where entries have it
     _root_gpa: int = 0
@@ -102,9 +122,14 @@ class GuestWalks(Resynchronisation):
             lacks = (0 if rules.has_rights else PTE_RW | PTE_US) | (0 if rules.has_ad else PTE_A)
             large = PTE_PS if rules.may_be_large else 0
             mask = level.entries - 1
-            rows.append((level.number, level.shift, mask, rules.latched, large, rules.reserved, lacks, rules.nx, rules))
+            if level.number == 1:
+                self._last = mask, rules.reserved | PTE_P, rules.nx
+            else:
+                what = rules.latched, large, rules.reserved, lacks, rules.nx, rules
+                rows.append((level.number, level.shift, mask, *what))
         self._rows = tuple(rows)
         self._wide = mode.entry_bytes == 8
+        self._read, self._size_shift = (self.memory.read64, 3) if self._wide else (self.memory.read32, 2)
         self._frame_mask = mode.address_mask
         self._accessed = tuple(PTE_A if level.has_ad else 0 for level in mode.levels)
         self._root_level = mode.levels[0].number if mode.levels else 0
@@ -117,58 +142,81 @@ class GuestWalks(Resynchronisation):
 
     def gva_to_gpa(self, va: int) -> Walk:
         """Walks the guest's own tables for the canonical address `va`, touching nothing. Paging is on."""
+        read = self._read
+        known = self.known_paths.get(va >> KNOWN_SHIFT)
+        if known is not None and known.holds(read, self.q):
+            upper = known.upper
+        else:
+            known, above = None, self._walk_above(va)
+            if isinstance(above, Walk):
+                return above
+            upper = above
+        mask, checked, nx = self._last
+        if upper.page >= 0:
+            address = upper.page + ((va >> 12 & mask) << self._size_shift)
+            entry = read(address)
+        else:
+            address, entry = _NOWHERE, UNBACKED_TABLE_ENTRY
+        entries, addresses = [*upper.entries, entry], [*upper.addresses, address]
+        if entry & checked != PTE_P:
+            return Walk(entries, addresses, RESERVED if entry & PTE_P else ABSENT, False, -1, 1)
+        grants = upper.grants & entry
+        rights = (grants & _RW_US) << _RIGHTS_SHIFT | (_NX if entry & nx else upper.nx)
+        return Walk(entries, addresses, rights, grants > _RW_US, (entry & self._frame_mask) >> 12, 1, upper, known)
+
+    def _walk_above(self, va: int) -> Walk | UpperWalk:
+        """The walk through the levels above 1, or the whole of it if it ends there."""
         entries: list[int] = []
         addresses: list[int] = []
-        table = self._root_gpa
-        every, any_nx = PTE_RW | PTE_US | PTE_A, 0
-        p2m, frames, frame_mask = self.p2m, self.config.frames, self._frame_mask
-        to_mfn = p2m.to_mfn
-        read, size_shift = (self.memory.read64, 3) if self._wide else (self.memory.read32, 2)
+        grants, any_nx, page = _GRANTS, 0, self._page_of(self._root_gpa)  # the root itself is never away
         for number, shift, mask, latched, large, reserved, lacks, nx, rules in self._rows:
             index = va >> shift & mask
-            address = _LATCHED
+            address = _NOWHERE
             if latched:
                 entry = self.pdptes[index]
+            elif page >= 0:
+                address = page + (index << self._size_shift)
+                entry = self._read(address)
             else:
-                gfn = table >> 12
-                mfn = to_mfn[gfn] if gfn < frames else -1
-                if mfn >= 0:
-                    address = (mfn << 12) + (index << size_shift)
-                    entry = read(address)
-                elif gfn in p2m.away:
-                    return Walk(entries, addresses, TABLE_AWAY, False, gfn, number)
-                else:
-                    entry = UNBACKED_TABLE_ENTRY
+                entry = UNBACKED_TABLE_ENTRY
             entries.append(entry)
             addresses.append(address)
             if not entry & PTE_P:
                 return Walk(entries, addresses, ABSENT, False, -1, number)
-            every &= entry | lacks
+            grants &= entry | lacks
             any_nx |= entry & nx
             if entry & large:
                 if entry & rules.reserved_large:
                     return Walk(entries, addresses, RESERVED, False, -1, number)
+                rights = (grants & _RW_US) << _RIGHTS_SHIFT | (_NX if any_nx else 0)
                 gfn = rules.large_frame(entry) + ((va & ((1 << shift) - 1)) >> 12)
-                break
+                return Walk(entries, addresses, rights, grants > _RW_US, gfn, number)
             if entry & reserved:
                 return Walk(entries, addresses, RESERVED, False, -1, number)
-            table = entry & frame_mask
-            if number == 1:
-                gfn = table >> 12
-                break
-        rights = (every & (PTE_RW | PTE_US)) << _RIGHTS_SHIFT | (_NX if any_nx else 0)
-        return Walk(entries, addresses, rights, bool(every & PTE_A), gfn, number)
+            table = entry & self._frame_mask
+            page = self._page_of(table)
+            if page == _AWAY:
+                return Walk(entries, addresses, TABLE_AWAY, False, table >> 12, number - 1)
+        return UpperWalk(entries, addresses, grants, _NX if any_nx else 0, page)
+
+    def _page_of(self, gpa: int) -> int:
+        """Machine address of the frame of a guest table, _NOWHERE if it has none, _AWAY if that was taken away."""
+        gfn = gpa >> 12
+        mfn = self.p2m.to_mfn[gfn] if gfn < self.config.frames else -1
+        if mfn >= 0:
+            return mfn << 12
+        return _AWAY if gfn in self.p2m.away else _NOWHERE
 
     def judge(self, walk: Walk, access: int) -> int:
         """The Verdict on `access` after `walk`."""
-        packed = (access & 3) | (access >> 2 & 1) << _USER_SHIFT | walk.rights | self._control_rights
+        packed = _ASKED[access] | walk.rights | self._control_rights
         return RIGHTS.lookup[packed | self._key_rights(walk) if self._keys else packed]
 
     def results(self, walk: Walk, accesses: Sequence[int]) -> list[int]:
         """For each access: the error code to inject, RETRY where the guest allows it, or AWAY."""
         common = walk.rights | self._control_rights | self._key_rights(walk)
         lookup, codes = RIGHTS.lookup, self._codes
-        return [codes[lookup[common | (access & 3) | (access >> 2 & 1) << _USER_SHIFT]][access] for access in accesses]
+        return [codes[lookup[common | _ASKED[access]]][access] for access in accesses]
 
     def _key_rights(self, walk: Walk) -> int:
         """The packed RIGHTS features of the protection key, where one counts."""
@@ -183,20 +231,29 @@ class GuestWalks(Resynchronisation):
         if walk.accessed and not (store and entries and not entries[-1] & PTE_D):
             return False
         last = len(entries) - 1
-        for number, accessed in enumerate(self._accessed[: last + 1]):
-            wanted = accessed | (PTE_D if store and number == last else 0)
-            missing = wanted & ~entries[number]
-            if missing:
-                self.counters.accessed_set += bool(missing & PTE_A)
-                self.counters.dirty_set += bool(missing & PTE_D)
-                if self._wide:
-                    self.memory.or64(walk.addresses[number], missing)
-                else:
-                    self.memory.or32(walk.addresses[number], missing)
-                if self.logging:  # a store to the guest's memory that no fault tells of
-                    self.log_dirty(self.p2m.to_gfn[walk.addresses[number] >> 12])
-                entries[number] |= missing
+        if walk.known is None:  # else all of them have A
+            for number in range(last):
+                if self._accessed[number] & ~entries[number]:
+                    entries[number] |= PTE_A
+                    self._set_in_guest(walk.addresses[number], PTE_A)
+        missing = (self._accessed[last] | PTE_D if store else self._accessed[last]) & ~entries[last]
+        if missing:
+            entries[last] |= missing
+            self._set_in_guest(walk.addresses[last], missing)
         return True
+
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        """Sets the bits `missing`, A or D or both, in the entry at machine `address`."""
+        if missing & PTE_A:
+            self.counters.accessed_set += 1
+        if missing & PTE_D:
+            self.counters.dirty_set += 1
+        if self._wide:
+            self.memory.or64(address, missing)
+        else:
+            self.memory.or32(address, missing)
+        if self.logging:  # a store to the guest's memory that no fault tells of
+            self.log_dirty(self.p2m.to_gfn[address >> 12])
 
     def needs_override(self, walk: Walk) -> bool:
         """Whether a supervisor store that the guest allows would fail on hardware that runs with CR0.WP=1: on the way

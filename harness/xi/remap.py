@@ -46,6 +46,7 @@ class Remap(Faults):
         for word in dropped:
             self.drop(self.pool_memory.owner(word), word)
         self.p2m.assign(gfn, mfn)
+        self.known_paths.clear()
         self.counters.remapped += 1
         if was_table and (old < 0) != (mfn < 0):
             for index in list(self.gpts[gfn]):

@@ -131,7 +131,7 @@ def test_only_what_is_named_is_measured(measured: list[str]) -> None:
 
 def test_all_are_measured_without_a_name(measured: list[str]) -> None:
     bench.run_bench()
-    assert measured == list(bench.FIGURES) == ["observe", "boot", "probe", "live", "migration"]
+    assert measured == list(bench.FIGURES) == ["observe", "boot", "probe", "live", "migration", "debug", "replay"]
 
 
 def test_an_unknown_name_is_told_before_anything_is_measured(measured: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.check.render import render
+from harness.check.render import render, side_by_side
 from harness.check.target import Mismatch
 from harness.report.record import RunRecord
 from harness.x86.modes import LONG4
@@ -66,3 +66,10 @@ def test_a_missing_flag_is_named() -> None:
 def test_three_different_answers_are_said_to_be() -> None:
     mismatch = Mismatch("probe", "frame", "1 x", 0, "load ring 0", "frame 0x1", "frame 0x2", "frame 0x3")
     assert "(all three differ)" in render(mismatch, RunRecord("g", "pae"))
+
+
+def test_frames_that_are_named_are_compared_and_not_the_entries() -> None:
+    row = {"level": 1, "table": 1, "index": 1, "note": "", "flags": "P"}
+    guest, shadow = {**row, "entry": 0x5001, "gfn": 5}, {**row, "entry": 0x9001, "gfn": 5}
+    assert not any("^" in line for line in side_by_side([guest], [shadow])), "another machine frame is the same gfn"
+    assert any("^^^" in line for line in side_by_side([guest], [{**shadow, "gfn": 6}]))

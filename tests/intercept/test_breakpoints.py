@@ -44,6 +44,14 @@ def test_code_that_appears_later_is_found_by_scanning_again() -> None:
     scanner = CodeScanner(ram)
     assert scanner.executable(gfns(2), lambda gfn: (gfn << 12,)) == []
     ram[0x2010:0x2013] = np.frombuffer(MOV_CR3_RAX, dtype=np.uint8)
+    assert scanner.forget([1, 3]).tolist() == []
     again = scanner.forget()
     assert again.tolist() == [2]
     assert scanner.executable(again, lambda gfn: (gfn << 12,)) == [breakpoint_packet(0x2010)]
+
+
+def test_one_frame_is_scanned_again_when_only_its_code_changed() -> None:
+    scanner = CodeScanner(ram_with({}))
+    scanner.executable(gfns(1, 2, 3), lambda gfn: (gfn << 12,))
+    assert scanner.forget([3, 2, 7]).tolist() == [2, 3]
+    assert scanner.forget().tolist() == [1]

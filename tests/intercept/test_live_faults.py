@@ -19,7 +19,7 @@ def _live(result: int) -> Live:
     vmcb = [0] * 512
     vmcb[abi.EXITINFO2 >> 3], vmcb[abi.RIP >> 3] = 0x5000, 0x1000
     anything: Any = SimpleNamespace(vmcb=vmcb, pkru=0, shadow_fault=lambda va, access: result)
-    return Live(anything, anything, anything, ControlState(), anything, anything)
+    return Live(anything, anything, anything, ControlState(), anything, anything, anything)
 
 
 def test_an_access_that_is_served_for_ever_and_never_done_is_stuck() -> None:

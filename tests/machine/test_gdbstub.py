@@ -89,6 +89,14 @@ def test_nothing_follows_a_continue(scripted: tuple[ScriptedStub, GdbStub]) -> N
     assert stub.seen[-2:] == [b"Z1,0,1", b"c"]
 
 
+@pytest.mark.parametrize(("prefix", "kind"), [(b"", 2), (b"r", 3), (b"a", 4)])
+def test_a_stop_names_the_kind_of_watchpoint(scripted: tuple[ScriptedStub, GdbStub], prefix: bytes, kind: int) -> None:
+    stub, client = scripted
+    stub.answers = {b"c": b"T05thread:01;%bwatch:2000;" % prefix}
+    client.resume()
+    assert client.wait_stop(Deadline(5)) == StopReply(5, 0x2000, kind=kind)
+
+
 def test_a_packet_to_a_running_guest_is_refused(scripted: tuple[ScriptedStub, GdbStub]) -> None:
     stub, client = scripted
     stub.answers = {b"c": None}

@@ -38,6 +38,15 @@ class ExposedLeft(XiEngine):
         self.exposed.clear()
 
 
+class KnownKept(XiEngine):
+    """The paths of one root are gone under the next."""
+
+    def _switch_root(self) -> None:
+        kept = dict(self.known_paths)
+        super()._switch_root()
+        self.known_paths.update(kept)
+
+
 class OneParentKept(XiEngine):
     """Of the SPTEs that lead to a table that is torn down, one goes on leading there."""
 
@@ -143,6 +152,7 @@ def _twin(name: str, breaks: str, by: frozenset[str], engine: type[XiEngine]) ->
 
 LIVE_ENGINE: Final = (
     _live("live-invlpg-skipped", "INVLPG synchronises nothing", caught("probe"), "basic", "long4", NoInvlpg),
+    _live("known-path-kept", "known paths outlive their root", caught("stuck"), "switch", "long4", KnownKept),
     _live(
         "live-same-cr3-skipped",
         "a load of the CR3 that is loaded does nothing",

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from harness.report.output_file import check_writable, write_atomic
+from harness.report.output_file import check_writable, copy_atomic, write_atomic
 
 
 def test_the_text_arrives_and_nothing_else_is_left(tmp_path: Path) -> None:
     write_atomic(tmp_path / "report", "grün\n")
     assert (tmp_path / "report").read_text(encoding="utf-8") == "grün\n"
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
+def test_bytes_are_copied_from_where_the_source_stands(tmp_path: Path) -> None:
+    source = io.BytesIO(bytes(range(256)))
+    source.seek(250)
+    copy_atomic(tmp_path / "copy", source)
+    assert (tmp_path / "copy").read_bytes() == bytes(range(250, 256))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_the_failure_block_has_what_is_needed_to_act() -> None:
     assert "event 20\n" not in block  # only the newest events
 
 
+def test_the_failure_block_names_the_trace_or_why_there_is_none() -> None:
+    record = failed()
+    assert "trace" not in failure_block(record)
+    record.trace = "/tmp/perm-pae.xitrace"
+    record.repro = ["xi-harness run perm", "xi-harness replay /tmp/perm-pae.xitrace"]
+    lines = failure_block(record).splitlines()
+    assert "trace kept in /tmp/perm-pae.xitrace" in lines
+    assert lines[-2:] == [f"  {command}" for command in record.repro]
+    record.trace, record.trace_lost = "", "No space left on device"
+    assert "its trace was lost: No space left on device" in failure_block(record).splitlines()
+
+
 def test_plain_lines_keep_the_order_of_the_batch() -> None:
     console, stream = _console()
     lines = PlainLines(console)

@@ -1,4 +1,4 @@
-"""The interception's self-check on a real guest: what no event announced is found, told and repaired."""
+"""The self-check of observe mode on a real guest: what no event announced is found, told and repaired."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""The commands of `monitor xi`, in groups; `harness.debug.commands.table` has them all."""
