@@ -11,7 +11,12 @@ from hypothesis import settings
 
 # Tests that start no QEMU may run side by side, while machines want the processors for themselves.
 HERE: Final = Path(__file__).parent
-MACHINELESS: Final = tuple(HERE / name for name in ("check", "debug/commands", "peers", "report", "x86", "xi"))
+FOLDERS: Final = ("check", "debug/commands", "peers", "report", "x86", "xi")
+FILES: Final = (
+    *("test_batch.py", "test_cli.py", "test_cli_replay.py", "test_options.py", "test_plan.py"),
+    *(f"debug/test_{name}.py" for name in ("proxy", "proxy_with_gdb", "rsp")),
+)
+MACHINELESS: Final = tuple(HERE / name for name in (*FOLDERS, *FILES))
 WITH_MACHINE: Final = frozenset({HERE / "x86" / "test_control_writes_native.py"})
 
 # In CI the same examples every time: a change is judged by what it changed. Elsewhere new ones are sought each time.
@@ -24,5 +29,5 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that need no machine."""
     for item in items:
-        if item.path not in WITH_MACHINE and any(item.path.is_relative_to(folder) for folder in MACHINELESS):
+        if item.path not in WITH_MACHINE and any(item.path.is_relative_to(path) for path in MACHINELESS):
             item.add_marker("machineless")

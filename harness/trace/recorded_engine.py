@@ -56,6 +56,11 @@ class RecordedEngine:
                 indices = range(first, first + len(values))
                 self._put(tailed(Kind.SHADOW_WORDS, mfn, tail=words_tail(indices, values)))
 
+    def _over(self) -> None:
+        """To be called once the engine was."""
+        if self._shadow is not None and self._shadow.watching:
+            self._shadow.look()
+
     def _told(self, kind: Kind, *fields: int, call: Callable[[], None]) -> None:
         """A call that answers nothing; `fields` are its arguments."""
         self.begin()
@@ -66,6 +71,7 @@ class RecordedEngine:
             raise
         finally:
             self._put(PACK[kind](kind, *fields))
+            self._over()
 
     def _asked(self, call: Callable[[], Answer], record: Callable[[Answer | None], bytes]) -> Answer:
         """A call whose answer, None when it raised, goes into its `record`."""
@@ -78,6 +84,7 @@ class RecordedEngine:
             raise
         finally:
             self._put(record(answer))
+            self._over()
         return answer
 
     # ---- what the guest did
@@ -191,6 +198,9 @@ def _shadow_fault(
             put(_raised(error))
             put(PACK[Kind.FAULT](Kind.FAULT, va, access & 0xFF, RAISED_RESULT, -1))
             raise
+        finally:
+            if shadow is not None and shadow.watching:
+                shadow.look()
         event, idles = writer.event, writer.idles
         if (
             event

@@ -73,9 +73,12 @@ class RecordedMemory:
 
     def _page_changed(self, mfn: int, now: Words) -> None:
         copy = self._pages[mfn]
+        # In a page of which something is known the engine may just have set A and D, in this very call. PAGE would tell
+        # them as if they had been there before it.
+        unknown = not copy.any()
         at = np.flatnonzero(now != copy)
         copy[:] = now
-        if len(at) >= _WHOLE:
+        if unknown and len(at) >= _WHOLE:
             self._put(tailed(Kind.PAGE, mfn, tail=now.tobytes()))
         else:
             self._put(tailed(Kind.WORDS, mfn, tail=words_tail(at, now[at])))

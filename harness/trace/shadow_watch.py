@@ -32,11 +32,15 @@ class ShadowWatch:
         self.watching = root.mode is PAE
         if self.watching:
             self._at = root.root - (self._base << 12) >> 3
-            self._held = self._q[self._at : self._at + PDPTES].tolist()
+            self.look()
+
+    def look(self) -> None:
+        """A call of the engine's is over: what it has written is none of the processor's."""
+        self._held = self._q[self._at : self._at + PDPTES].tolist()
 
     def written(self) -> tuple[int, int, list[int]] | None:
         """The PDPTEs if they are not what they were when last looked at: mfn, index of the first, values. It may
-        be the engine that has written them."""
+        be the engine that has written them, in a call of `idle`."""
         now = self._q[self._at : self._at + PDPTES].tolist()
         if now == self._held:
             return None

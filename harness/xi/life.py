@@ -151,7 +151,8 @@ class Life(Asi):
 
     def destroy_tree(self, spti: Spti) -> None:
         """Tears down `spti` and whatever nothing else leads to below it."""
-        children = {self.pool_memory.child(s) for s in spti.spt[spti.spt != 0].tolist() if self._leads_down(spti, s)}
+        below = (self.pool_memory.child(s) for s in spti.spt[spti.spt != 0].tolist() if self._leads_down(spti, s))
+        children = dict.fromkeys(below)  # in their order: a set of objects has another in each run
         self.destroy(spti)
         for child in children:
             if child.role is not None and self.links.empty(self.links.parents(child.index)):
