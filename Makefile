@@ -29,8 +29,8 @@ unit: guests ## pytest: the engine, the reports, the plugin, a few whole runs
 ifdef ARGS
 	@$(BIN)/pytest -q $(ARGS)
 else
-	@$(BIN)/pytest -q -n 2 -m machineless
-	@$(BIN)/pytest -q -m "not machineless"
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not two_cores"
+	@$(BIN)/pytest -q -m two_cores
 endif
 
 test-guest: guests ## every guest in every paging mode, observed and live; in one of them live against native

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from harness import __version__, cli_options, jobs
 from harness.batch import Batch
+from harness.cli_compare import compare
 from harness.cli_debug import debug
 from harness.cli_migrate import migrate
 from harness.cli_outputs import STDOUT, Writer, make_folder, must_be_writable, outputs, write_json
@@ -260,6 +261,7 @@ def bench(
             raise typer.Exit(ExitStatus.MACHINE) from error
 
 
+app.command()(compare)
 app.command()(debug)
 app.command()(migrate)
 app.command()(replay)

@@ -51,9 +51,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         json_file.write(path, content)
 
 
-def make_folder(path: Path) -> None:
-    """Makes the folder of `--logs`; usage error when it cannot be made."""
+def make_folder(path: Path, option: str = "--logs") -> None:
+    """Makes the folder of `option`; usage error when it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint="--logs") from error
+        raise typer.BadParameter(f"{path}: {error.strerror or error}", param_hint=option) from error

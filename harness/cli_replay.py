@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.text import Text
 
 from harness.cli_outputs import STDOUT, outputs, write_json
+from harness.cli_progress import ProgressLine
 from harness.options import parse_policies
 from harness.report import json_file
 from harness.report.summary import ExitStatus
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from harness.trace.exact import Replay
     from harness.trace.reader import Trace
     from harness.trace.running import Running
-
-SILENT: Final = 2.0  # seconds that a replay may take before it says how far it is
-EVERY: Final = 0.5  # seconds between two such words on a terminal
-EVERY_LINE: Final = 10.0  # and where each is a line of its own
 
 
 def replay(
@@ -142,26 +138,15 @@ def _run(playing: Replay, stop_at: int | None) -> Exception | None:
     """Replays, and says how far it is when it takes long. What is wrong with the trace, if it is damaged."""
     from harness.trace.reader import TraceError  # noqa: PLC0415
 
-    stream = sys.stderr
-    alone = stream.isatty()
+    progress = ProgressLine()
     total = None if playing.trace.end is None else playing.trace.end.events
     if total is not None and stop_at is not None:
         total = stop_at + 1
-    began = time.monotonic()
-    next_word = began + SILENT
-    said = False
 
     def watch(replay: Running) -> None:
-        nonlocal next_word, said
-        now = time.monotonic()
-        if now < next_word:
-            return
-        next_word = now + (EVERY if alone else EVERY_LINE)
         done = replay.events.total
         share = f" of {total:,} ({100 * done // total} %)" if total else ""
-        line = f"replayed {done:,}{share} events in {now - began:.0f} s"
-        print(f"\r{line}\x1b[K" if alone else line, end="" if alone else "\n", file=stream, flush=True)
-        said = alone
+        progress.tell(lambda seconds: f"replayed {done:,}{share} events in {seconds:.0f} s")
 
     playing.watch = watch
     try:
@@ -169,8 +154,7 @@ def _run(playing: Replay, stop_at: int | None) -> Exception | None:
     except TraceError as error:
         return error
     finally:
-        if said:
-            print("\r\x1b[K", end="", file=stream, flush=True)
+        progress.clear()
     return None
 
 

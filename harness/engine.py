@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,12 @@ class PlainMemory:
     def page(self, mfn: int) -> Words:
         page: Words = self._words[mfn]
         return page
+
+
+def reads_plainly(memory: MachineMemory) -> TypeGuard[PlainMemory]:
+    """Whether `memory` reads as what its `bytes` hold, which may then be read there: that takes no call."""
+    kind = type(memory)
+    return isinstance(memory, PlainMemory) and (kind.read64, kind.read32) == (PlainMemory.read64, PlainMemory.read32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -403,7 +403,7 @@ class Session:
         record.stats = dict(self.engine.stats())
         record.stats["false_breakpoints"] = self.interception.false_breakpoints
         record.stats["late_alias_tables"] = self.interception.late_alias_tables
-        record.events["page_fault"] = int(record.stats.get("faults", 0))
+        record.events["page_fault"] = int(record.stats.get("faults", record.stats.get("shadow_fault", 0)))
         record.recent_events = self.interception.log.recent()
         record.seconds = time.monotonic() - self._began
         judge_checks(record, self.forgives_misses)

@@ -56,8 +56,8 @@ def test_the_exit_status_says_how_it_went(runner: str, status: int, tmp_path: Pa
         (["run", "basic", "--jobs", "0"], "--jobs"),
         (["run", "--sede", "3"], "--sede"),
         (["run", "basic", "--mode", "love"], "'love' is not one of 'observe', 'live', 'both'"),
-        (["run", "basic", "--policy", "zeroing=never"], "the policies are idle, critical-path"),
-        (["run", "basic", "--policy", "sneezing=idle"], "the options are zeroing"),
+        (["run", "basic", "--policy", "zeroing=never"], "zeroing=idle|critical-path"),
+        (["run", "basic", "--policy", "sneezing=idle"], "known: snapshots=reserved|dynamic"),
         (["run", "basic", "--policy", "zeroing"], "NAME=VALUE"),
         (["run", "basic", "--pool", "3"], "--pool"),
         (["run", "basic", "--stress"], "--stress goes with --mode live"),
@@ -69,8 +69,8 @@ def test_the_exit_status_says_how_it_went(runner: str, status: int, tmp_path: Pa
     ],
 )
 def test_a_wrong_command_line_is_status_2_and_says_why(arguments: list[str], complaint: str) -> None:
-    done = _xi("passes", *arguments)
-    assert done.returncode == 2
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""

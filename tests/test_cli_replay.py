@@ -14,7 +14,7 @@ import pexpect
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness import cli, cli_replay, engines
+from harness import cli, cli_progress, engines
 from harness.trace.format import PACK, Kind
 from harness.trace.reader import Trace
 from harness.x86.access import Access
@@ -152,7 +152,7 @@ def test_an_engine_that_raises(trace: Trace, replay: Replay, monkeypatch: pytest
     ("arguments", "complaint"),
     [
         (["--engine", "nobody"], "unknown engine 'nobody' (installed: "),
-        (["--policy", "zeroing=never"], "the policies are idle, critical-path"),
+        (["--policy", "zeroing=never"], "unknown value 'never' of policy zeroing"),
         (["--policy", "zeroing"], "NAME=VALUE"),
         (["--stop-at", "100000"], "there is no event 100000: the trace has "),
         (["--stop-at", "-1"], "--stop-at"),
@@ -243,9 +243,9 @@ def test_what_the_file_says_is_printed_and_not_obeyed(trace: Trace, replay: Repl
 
 
 def test_a_long_replay_says_how_far_it_is(trace: Trace, monkeypatch: pytest.MonkeyPatch, replay: Replay) -> None:
-    monkeypatch.setattr(cli_replay, "SILENT", 0.0)
+    monkeypatch.setattr(cli_progress, "SILENT", 0.0)
     monkeypatch.setattr("harness.trace.running.LOOK_EVERY", 100)
-    monkeypatch.setattr(cli_replay, "EVERY_LINE", 0.0)
+    monkeypatch.setattr(cli_progress, "EVERY_LINE", 0.0)
     total = trace.end.events if trace.end else 0
     lines = replay(trace.path).stderr.splitlines()
     assert lines
@@ -255,7 +255,7 @@ def test_a_long_replay_says_how_far_it_is(trace: Trace, monkeypatch: pytest.Monk
 
 def test_on_a_terminal_the_word_is_taken_back(trace: Trace) -> None:
     code = (
-        "import sys; from harness import cli, cli_replay; cli_replay.SILENT = 0.0; cli_replay.EVERY = 0.0;"
+        "import sys; from harness import cli, cli_progress; cli_progress.SILENT = 0.0; cli_progress.EVERY = 0.0;"
         "import harness.trace.running as running; running.LOOK_EVERY = 100; cli.main()"
     )
     child = pexpect.spawn(

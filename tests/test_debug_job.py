@@ -14,7 +14,8 @@ from harness.options import Mode
 from tests.debug.gdb import Gdb
 from tests.debug.session import Debugging, command_of
 
-BOTH = pytest.mark.parametrize("mode", [Mode.OBSERVE.value, Mode.LIVE.value])
+LIVE = pytest.param(Mode.LIVE.value, marks=pytest.mark.two_cores)
+BOTH = pytest.mark.parametrize("mode", [Mode.OBSERVE.value, LIVE])
 
 
 def value(gdb: Gdb, expression: str) -> int:
@@ -59,15 +60,15 @@ def test_from_32_bit_code_into_64_bit_code_and_through_address_spaces_to_the_ver
 
 @BOTH
 def test_a_spinning_guest_is_interrupted_and_runs_on_to_its_time_limit(mode: str) -> None:
-    with Debugging("hostile_loop", "--paging", "pae", "--mode", mode, "--time-limit", "4") as session:
+    with Debugging("hostile_loop", "--paging", "pae", "--mode", mode, "--time-limit", "2") as session:
         gdb = session.gdb()
         gdb.start("continue", "Continuing.")
-        time.sleep(1.0)
+        time.sleep(0.3)
         assert "SIGINT" in gdb.interrupt()
         first = value(gdb, "$pc")
-        time.sleep(3.5)  # the time limit does not tick while somebody looks
+        time.sleep(2.2)  # the time limit does not tick while somebody looks
         gdb.start("continue", "Continuing.")
-        time.sleep(0.5)
+        time.sleep(0.3)
         assert "SIGINT" in gdb.interrupt()
         assert abs(value(gdb, "$pc") - first) < 64
         gdb.do("detach")

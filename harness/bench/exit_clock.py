@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from harness.bench.no_op import NoOp
+from harness.bench.sides import Sides
 from harness.live.session import LiveSession
 from harness.machine import monitor_abi as abi
 from harness.machine.deadline import Deadline
@@ -21,6 +22,8 @@ _KINDS: Final = {
     int(ExitCode.INVLPG): "invlpg",
     int(ExitCode.WRITE_CR3): "cr3_load",
 }
+TURN: Final = 200  # exits between two exchanges of the sides: some 10 ms
+SETTLED: Final = 20  # exits after an exchange until the caches hold what each side needs
 ENGINE_CALLS: Final = ("shadow_fault", "load_cr3", "invlpg", "control", "needs", "set_pkru")
 
 
@@ -32,7 +35,8 @@ class Exit:
     out of sync), invlpg, cr3_load, other. away: from the decision to run until the hand-over was seen: the hardware's
     part and the guest's own. handled: from there until the next decision to run; cpu: the same in the processor time of
     this thread, so without what the scheduler gave to others. decode: of `handled`, for fetching and decoding the
-    instruction. engine: of it, in the engine. no_op: the no-op exit that was made next, 0 if none was.
+    instruction. engine: of it, in the engine. no_op: the no-op exit that was made next, 0 if none was. turn: how often
+    the sides had been exchanged (`harness.bench.sides`).
     """
 
     kind: str
@@ -42,6 +46,7 @@ class Exit:
     decode: float
     engine: float
     no_op: float
+    turn: int
 
 
 class ExitClock:
@@ -49,7 +54,8 @@ class ExitClock:
 
     Nothing in the live path knows of it: it puts itself before `Vcpu.resume` and behind `Vcpu.wait` of this one
     session, which must stand at its guest's entry. no_ops: makes a no-op exit between any two of the guest in long
-    mode. split: tells the engine's and the decoder's part as well, by wrapping their methods, which costs a little.
+    mode, and exchanges the sides every TURN exits; there is none while they settle. split: tells the engine's and the
+    decoder's part as well, by wrapping their methods, which costs a little.
     """
 
     def __init__(self, session: LiveSession, no_ops: bool = False, split: bool = False) -> None:
@@ -59,6 +65,8 @@ class ExitClock:
         vcpu = session.vcpu
         self._vmcb, self._resume, self._wait = vcpu.vmcb, vcpu.resume, vcpu.wait
         self._no_op = NoOp(session) if no_ops else None
+        self._sides = Sides(session.machine) if no_ops and not session.pinned else None
+        self._since = 0  # the last exchange, in exits
         self._running = self._timed = False
         self._left = self._came = self._came_cpu = 0.0
         self._table_writes = self._refused = 0
@@ -106,10 +114,15 @@ class ExitClock:
         if self._code == PAGE_FAULT and counters.faults_injected == self._refused:
             kind = "gpt_write" if counters.table_writes != self._table_writes else "fault_fill"
         away = self._came - self._left
-        no_op = 0.0
-        if self._no_op is not None and self._session.engine.root.mode.name == "long4":
+        no_op, sides = 0.0, self._sides
+        if self._no_op is not None and self._since >= SETTLED and self._session.engine.root.mode.name == "long4":
             no_op = self._no_op.run()
-        self.exits.append(Exit(kind, away, handled, cpu, self._parts["decode"], self._parts["engine"], no_op))
+        turn = sides.turn if sides is not None else 0
+        self.exits.append(Exit(kind, away, handled, cpu, self._parts["decode"], self._parts["engine"], no_op, turn))
+        self._since += 1
+        if sides is not None and self._since == TURN:
+            sides.exchange()
+            self._since = 0
 
     def _add_up(self, owner: object, name: str, part: str) -> None:
         method, parts, clock = getattr(owner, name), self._parts, time.perf_counter

@@ -63,7 +63,6 @@ class NoOp:
         mailbox, deadline = vcpu.mailbox, Deadline(SECONDS)
         mailbox[_MAILBOX_VMCB], vcpu.vmcb = self._address, self._vmcb
         began = time.perf_counter()
-        vcpu.flush()
         self._resume()
         self._wait(deadline)
         ended = time.perf_counter()

@@ -171,9 +171,6 @@ class Live:
                     if root is not self._root:
                         self._root = root
                         self.apply()
-                    # QEMU (7.2) flushes its TLB at every VMRUN, silicon only when it is told to: told it is, whatever
-                    # has changed.
-                    vcpu.flush()
                     vcpu.resume()
                     for hook in meanwhile:
                         hook()

@@ -92,8 +92,8 @@ class Vcpu:
         self._box = ram.view(block, abi.VCPU)
         self._probes = ProbeTables(ram, area, index)
         self.exits = 0
-        self._asids = abi.GUEST_ASID  # how many the processor has; the last one used
-        self._asid = abi.GUEST_ASID - 1
+        # How many the processor has, and the last one used: at first none is left.
+        self._asids = self._asid = abi.GUEST_ASID
         # Where the two sides share one processor, the monitor can only go on when this side lets go of it.
         self._alone = len(usable()) < 2
 
@@ -108,26 +108,28 @@ class Vcpu:
                 f"the firmware's monitor has version {version}, not {abi.MONITOR_VERSION}: `make guests`"
             )
         self.mailbox[_VMCB] = self.vmcb_address
-        self._asids = self.cpuid(SVM_LEAF)[1]
+        self._asids = self._asid = self.cpuid(SVM_LEAF)[1]
 
     def _is_up(self) -> bool:
         return int(self._box["magic"]) == abi.VCPU_MAGIC and self.poll()
 
     def resume(self) -> None:
-        """Hands back: the guest runs from its VMCB. Returns at once."""
-        mailbox = self.mailbox
-        mailbox[_HOST_CR4] = self.vmcb[_VMCB_CR4] & abi.HOST_CR4
-        mailbox[_ANSWERED] = self.exits
+        """Hands back: the guest runs from its VMCB, and uses no translation of before. Returns at once.
 
-    def flush(self) -> None:
-        """At its next run the guest uses no translation of before: it gets an ASID that none is tagged with, and when
-        there is none left all are flushed (APM vol. 2, 15.16). QEMU (7.2) flushes at every VMRUN, whatever the ASID,
-        and once more where TLB_CONTROL asks for it."""
+        It gets an ASID that no translation is tagged with, and when there is none left all are flushed (APM vol. 2,
+        15.16). QEMU (7.2) flushes at every VMRUN, whatever the ASID, and once more where TLB_CONTROL asks for it;
+        silicon only when it is told to: told it is, whatever has changed.
+        """
+        mailbox, vmcb = self.mailbox, self.vmcb
         asid = self._asid + 1
-        if asid >= self._asids:
+        if asid < self._asids:
+            vmcb[_VMCB_ASID] = asid
+        else:
             asid = abi.GUEST_ASID
+            vmcb[_VMCB_ASID] = asid | abi.TLB_FLUSH_ALL << 32
         self._asid = asid
-        self.vmcb[_VMCB_ASID] = asid | abi.TLB_FLUSH_ALL << 32 if asid == abi.GUEST_ASID else asid
+        mailbox[_HOST_CR4] = vmcb[_VMCB_CR4] & abi.HOST_CR4
+        mailbox[_ANSWERED] = self.exits
 
     def poll(self) -> bool:
         """Whether the monitor has handed over since the last `resume`."""

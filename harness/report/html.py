@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from harness.report.failure import failure_block
 from harness.report.output_file import write_atomic
 from harness.report.record import RunRecord
 from harness.report.summary import Totals
+from harness.report.svg import inline_svg
 from harness.report.text import printable
 
 _PAGE: Final = """<!doctype html>
@@ -90,8 +90,7 @@ def _name(record: RunRecord) -> str:
 
 def picture(records: Sequence[RunRecord]) -> str:
     """Two bar charts as SVG: events (shadow faults too) and comparisons, by kind, one bar for each run."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415 - slow, and only for this report
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow, and only for this report
 
     figure = Figure(figsize=(10, 1.5 + 0.22 * len(records)), layout="constrained")
     names = [_name(record) for record in records]
@@ -110,10 +109,7 @@ def picture(records: Sequence[RunRecord]) -> str:
         axes.set_xscale("symlog")
         axes.legend(fontsize="small")
     figure.axes[0].invert_yaxis()
-    buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return inline_svg(figure, "runs")
 
 
 def write(path: Path, records: Sequence[RunRecord]) -> None:

@@ -64,6 +64,12 @@ class NeutralReplay(Replay):
         if self._protected(record.gfn):
             super()._table_written(record)
 
+    def _invalidate_mfn(self, record: r.InvalidateMfn) -> None:
+        """A table that has moved is told of when the recorded engine reads it again, and is unknown until then."""
+        super()._invalidate_mfn(record)
+        if self.engine.guest_tables().get(record.gfn):
+            self._written(record.gfn)
+
     def _words(self, record: r.Words) -> None:
         gfn = self._gfn(record.mfn)
         if gfn >= 0 and self._protected(gfn):

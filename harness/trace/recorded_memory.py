@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from harness.engine import MachineMemory, PlainMemory, Words
+from harness.engine import MachineMemory, PlainMemory, Words, reads_plainly
 from harness.trace.format import Kind, tailed, words_tail
 from harness.trace.sparse import sparse
 from harness.trace.writer import TraceWriter
@@ -18,10 +18,7 @@ _WHOLE: Final = 4096 // 10  # changed words of a page from which on the whole pa
 
 def record_memory(memory: MachineMemory, writer: TraceWriter) -> RecordedMemory:
     """The cover of `memory`: a faster one where that is plain memory."""
-    kind = type(memory)
-    if isinstance(memory, PlainMemory) and (kind.read64, kind.read32) == (PlainMemory.read64, PlainMemory.read32):
-        return RecordedPlainMemory(memory, writer)
-    return RecordedMemory(memory, writer)
+    return RecordedPlainMemory(memory, writer) if reads_plainly(memory) else RecordedMemory(memory, writer)
 
 
 class RecordedMemory:

@@ -13,17 +13,19 @@ import numpy as np
 from harness.engine import EngineConfig, MachineMemory, Words
 from harness.x86.bits import ENTRIES, PTE_ADDR, PTE_NX, PTE_PS
 from harness.x86.control import ControlState
-from harness.xi.backlinks import Backlinks, Ints
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY
 from harness.xi.known_paths import KnownPath
+from harness.xi.links import Ints, Links
 from harness.xi.p2m import P2m
-from harness.xi.pool import SPTI_SHIFT, Pool, Spti, idle_reserve
+from harness.xi.policies import BACKLINKS, POOLS, SNAPSHOTS, ZEROED_WORDS, chosen
+from harness.xi.pool import SPTI_SHIFT, Spti
 from harness.xi.roles import Role
+from harness.xi.shared_pool import SharedPool
+from harness.xi.snapshots import Snapshots
 from harness.xi.stats import Stats
 from harness.xi.watch import Aliases
 
 FILLS: Final = ("eager", "demand")
-OPTIONS: Final = {"zeroing": "idle"}  # name -> default
 PAE_ROOT_LIMIT: Final = 1 << 20  # frames below 4 GiB: CR3 has 32 bits in PAE format
 
 _UNBACKED_PAGE: Final[Words] = np.full(ENTRIES, UNBACKED_TABLE_ENTRY, np.uint64)
@@ -42,16 +44,16 @@ class Asi:
     built. overridden: words of SPTEs opened for a CR0.WP=0 store. watching: changes of aliases are followed as they
     happen, for whoever watches virtual addresses; under demand fill the hardware walks the shadow itself, nobody does,
     and aliases are worked out when they are asked for. known_paths: by address >> KNOWN_SHIFT, where faults went since
-    the root, the control registers and the p2m are as they are. reserve: free SPTIs that idle moments keep ready.
+    the root, the control registers and the p2m are as they are. fault_resync_all: a fault on a missing translation
+    synchronises everything reachable, not its own path only.
     """
 
     name = "xi"
 
-    def __init__(self, config: EngineConfig, memory: MachineMemory) -> None:
-        """Raises ValueError when `config` cannot work; the message says what would."""
-        unknown = sorted(set(config.options) - set(OPTIONS))
-        if unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; the options are {', '.join(sorted(OPTIONS))}")
+    def __init__(self, config: EngineConfig, memory: MachineMemory, shared_pool: SharedPool | None = None) -> None:
+        """shared_pool: the pool that the domain shares with others, under the policy ``pool=shared``; without it one
+        that nobody else has joined. Raises ValueError when `config` cannot work; the message says what would."""
+        options = chosen(config.options)
         if config.fill not in FILLS:
             raise ValueError(f"fill={config.fill!r}: one of {', '.join(FILLS)}")
         if config.frames < 1:
@@ -61,22 +63,23 @@ class Asi:
                 f"the pool ends at frame {config.pool_base_mfn + config.pool_frames:#x}: a root in PAE format must lie "
                 f"below 4 GiB, so pool_base_mfn may be at most {PAE_ROOT_LIMIT - config.pool_frames:#x}"
             )
-        options = OPTIONS | config.options
         self.config = config
         self.memory = memory
-        self.pool_memory = Pool(config.pool_frames, config.pool_base_mfn, config.pool_memory, options["zeroing"])
+        zeroed_words = ZEROED_WORDS[options["snapshots"]]
+        self.pool_memory = POOLS[options["pool"]](config, shared_pool, options["zeroing"], zeroed_words)
         self.q = self.pool_memory.q
         self.sptis = self.pool_memory.sptis
-        self.reserve = idle_reserve(len(self.pool_memory))
         self.p2m = P2m(
             config.frames,
             config.p2m,
             memory.frames,
             range(config.pool_base_mfn, config.pool_base_mfn + config.pool_frames),
         )
-        self.links = Backlinks(self.pool_memory, config.frames)
         self.counters = Stats()
         self.eager = config.fill == "eager"
+        self.fault_resync_all = options["fault-resync"] == "all"
+        self.links: Links = BACKLINKS[options["backlinks"]](self.pool_memory, self.p2m, self.counters)
+        self.snapshots: Snapshots = SNAPSHOTS[options["snapshots"]](self.pool_memory, self)
         self.watching = self.eager
         self.by_role: dict[Role, int] = {}
         self.gpts: dict[int, list[int]] = {}
@@ -94,7 +97,6 @@ class Asi:
         self.pins: list[int] = []
         self.overridden: set[int] = set()
         self.known_paths: dict[int, KnownPath] = {}
-        self.no_victim = False
         self.state = ControlState()
         self.root_spti: Spti | None = None
         self.pdptes = (0, 0, 0, 0)
@@ -114,6 +116,7 @@ class Asi:
     def set_leaf(self, spti: Spti, word: int, gfn: int, spte: int) -> None:
         """An empty SPTE becomes a leaf for `gfn` (the page's first frame)."""
         self.q[word] = spte
+        self.counters.sptes_written += 1
         self.links.link(word, gfn if spti.level == 1 else self.links.slot(spti.level, gfn))
         if self.watching:
             if spti.level == 1 and self.guarded[gfn]:
@@ -124,6 +127,7 @@ class Asi:
     def set_child(self, spti: Spti, word: int, child: Spti, flags: int) -> None:
         """An empty SPTE becomes one that leads to `child`."""
         self.q[word] = child.mfn << 12 | flags
+        self.counters.sptes_written += 1
         self.links.link(word, self.links.parents(child.index))
         self.orphans.pop(child.index, None)
         if self.watching:
@@ -138,6 +142,7 @@ class Asi:
         spte = self.q[word]
         self.links.unlink(word)
         self.q[word] = 0
+        self.counters.sptes_written += 1
         if self.overridden:
             self.overridden.discard(word)
         if spti.level > 1 and not spte & PTE_PS:
@@ -184,10 +189,20 @@ class Asi:
         """`spti` may differ from its guest table from now on, and no longer protects it."""
         if not spti.synced:
             return
+        if self.snapshots.leave(spti):
+            self.realign(spti)
         spti.synced = False
         self.mark_dirty(spti.index)
         if spti.guards:
             self.release_gfn(spti.gfn)
+
+    def realign(self, spti: Spti) -> None:
+        """Brings the SPTEs of `spti` in line with the snapshot that was just taken of its table, or drops them."""
+        raise NotImplementedError
+
+    def made(self, spti: Spti) -> None:
+        """`spti` leads somewhere, or is the root: one that must be in sync from the start is synchronised now."""
+        raise NotImplementedError
 
     def release_gfn(self, gfn: int) -> None:
         """One SPTI fewer protects `gfn`; after the last one its SPTEs are writable again where the guest's are."""

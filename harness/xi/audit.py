@@ -4,8 +4,9 @@ Of the systems before XI (ids as in the project's design notes):
 
 - F1 s.P => g.P; F2 s.G = 0; F3 PS only on a page that XI made large; F4 s.P => g.A; F5 leaf s.RW => g.D;
   F6 s.U = g.U; F7 s.NX = g.NX; F8 s.RW => g.RW (Xen's `sh_audit_flags`). `g` is the snapshot's entry, which is what
-  the SPT reflects. With CR0.WP=0 an entry may be open to the supervisor alone, as KVM's kernel document describes:
-  F6-F8 allow just that, and the rights above a leaf count with its own.
+  the SPT reflects; under the policy ``dynamic`` that of the table itself, while it is in sync. With CR0.WP=0 an entry
+  may be open to the supervisor alone, as KVM's kernel document describes: F6-F8 allow just that, and the rights above a
+  leaf count with its own.
 - X1 nonzero s => e.P and e is valid; X2 s.A => e.A, s.D => e.D (leaves); X3 the target: a leaf maps p2m of e's frame,
   a non-leaf leads to the shadow of the table that e names, of the right role (Xen 3.0.2 `_check_pagetable`, and K2);
   X4 snapshot and shadow pages belong to no guest frame.
@@ -15,9 +16,12 @@ Of the systems before XI (ids as in the project's design notes):
   P2 nothing but a guest's frame is mapped by a leaf.
 
 XI's own: `backlink-bijection`, `pool-conservation`, `zeroed-is-zero`, `snapshot` (in sync => snapshot == table, A and D
-aside), `divided` (exact frames, the key of the page), `large` (contiguous, no guarded table inside), `dirty-log`,
-`guards` (counts of protecting SPTIs), `root` (the root in use is that of the guest's CR3), `orphans`, `alias-bases`,
-`eager-complete` (eager fill, while nothing was truncated).
+aside; ``dynamic``: a page is held by just the tables out of sync, and the table is as it was when it came in sync),
+`divided` (exact frames, the key of the page), `large` (contiguous, no guarded table inside), `dirty-log`, `guards`
+(counts of protecting SPTIs), `root` (the root in use is that of the guest's CR3), `orphans`, `alias-bases`,
+`eager-complete` (eager fill, while nothing was truncated). Of a shared pool: `pool-owner` (an SPTI is free for all, or
+one domain's), `pool-order` (the order of recycling is that of use). How policies change them: `harness.xi.audit_links`,
+`harness.xi.audit_snapshots` and `harness.xi.audit_pool`.
 
 Left out: K1 (an unsync page is level 1) and Xen's rule that upper levels are never out of sync, because XI lets tables
 of every level go; Xen's flag sets of splintered pages, because here the entry above the pieces carries the rights
@@ -27,7 +31,7 @@ of every level go; Xen's flag sets of splintered pages, because here the entry a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +40,7 @@ from harness.engine import AuditFailure, Words
 from harness.x86.bits import PTE_A, PTE_ADDR, PTE_D, PTE_G, PTE_NX, PTE_P, PTE_PK, PTE_PS, PTE_RW, PTE_US
 from harness.x86.modes import MODES, reserved_bits
 from harness.xi.audit_lists import audit_lists
+from harness.xi.audit_snapshots import audit_snapshots, snapshot_page, table_changed
 from harness.xi.gpt import SW_OVERRIDE, SW_WRITE
 from harness.xi.pool import Spti
 from harness.xi.roles import (
@@ -54,7 +59,6 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 MOST_PER_RULE: Final = 8  # failures reported of one rule in one SPT; the rest say the same
-_NOT_AD: Final = np.uint64(~(PTE_A | PTE_D) & (1 << 64) - 1)
 
 
 def u64(value: int) -> np.uint64:
@@ -76,7 +80,7 @@ class _Table:
         page = engine.pool_memory.words
         base = spti.index * 2048
         self.spt: Words = page[base : base + 512]
-        self.snapshot: Words = page[base + 512 : base + 1024]
+        self.snapshot = snapshot_page(engine, spti)
         self.used = np.flatnonzero(self.spt)
         self.s: Words = self.spt[self.used]
         self.target = ((self.s & u64(PTE_ADDR)) >> np.uint64(12)).view(np.int64)
@@ -108,6 +112,7 @@ def audit(engine: XiEngine) -> list[AuditFailure]:
             _audit_direct(table)
         if len(table.used):
             _audit_leaves(table)
+    out.extend(audit_snapshots(engine))
     out.extend(audit_lists(engine))
     return out
 
@@ -123,7 +128,8 @@ def _audit_guest(table: _Table) -> None:
     first = role.quadrant * count if narrow or latched else 0
     entries = (table.snapshot.view(np.uint32) if narrow else table.snapshot)[first : first + count]
     if spti.synced and not latched and engine.p2m.backed(role.gfn):
-        _audit_snapshot(table, first, entries)
+        changed = table_changed(engine, spti, first, entries)
+        table.out.extend(AuditFailure("snapshot", each) for each in changed[:MOST_PER_RULE])
     if not len(table.used) and not engine.eager:
         return
     wide: Words = entries.astype(np.uint64)
@@ -158,21 +164,6 @@ def _audit_guest(table: _Table) -> None:
     table.report("X1", ~(valid & (backed | large))[table.used], "the guest's entry is absent, invalid or not backed", e)
     _audit_flags(table, e, large[table.used], level.has_rights, level.has_ad, mode.has_nx and nxe)
     _audit_targets(table, e, large[table.used], gfn[table.used])
-
-
-def _audit_snapshot(table: _Table, first: int, entries: Any) -> None:
-    engine, spti = table.engine, table.spti
-    page: Any = engine.memory.page(engine.p2m.to_mfn[spti.gfn])
-    now = (page.view(np.uint32) if entries.dtype == np.uint32 else page)[first : first + len(entries)]
-    differ = np.flatnonzero((now ^ entries) & ~np.array(PTE_A | PTE_D, entries.dtype))
-    for i in differ[:MOST_PER_RULE].tolist():
-        table.out.append(
-            AuditFailure(
-                "snapshot",
-                f"SPTI {spti.index} is in sync, but entry {first + i} of gfn {spti.gfn:#x} is {int(now[i]):#x} "
-                f"and {int(entries[i]):#x} in the snapshot",
-            )
-        )
 
 
 def _audit_flags(table: _Table, e: Words, large: Mask, rights: bool, has_ad: bool, has_nx: bool) -> None:

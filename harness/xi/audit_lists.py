@@ -7,124 +7,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.engine import AuditFailure, Words
+from harness.engine import AuditFailure
 from harness.x86.bits import PTE_ADDR, PTE_PS
-from harness.xi.backlinks import HEAD
+from harness.xi.audit_links import audit_links
+from harness.xi.audit_pool import audit_pool
 from harness.xi.roles import ROOT_LEVEL, Kind, root_role
 from harness.xi.watch import MAX_BASES, guest_rights
 
 if TYPE_CHECKING:
     from harness.xi.engine import XiEngine
 
-_ADDR = np.uint64(PTE_ADDR)
-
 
 def audit_lists(engine: XiEngine) -> list[AuditFailure]:
     """Backlinks, pool, hash, guards, orphans, dirty marks, aliases, p2m."""
     out: list[AuditFailure] = []
-    _audit_backlinks(engine, out)
-    _audit_pool(engine, out)
+    audit_links(engine, out)
+    audit_pool(engine, out)
     _audit_hash(engine, out)
     _audit_guards(engine, out)
     _audit_tree(engine, out)
     _audit_p2m(engine, out)
     return out
-
-
-def _audit_backlinks(engine: XiEngine, out: list[AuditFailure]) -> None:
-    """`backlink-bijection`: every SPTE that is not empty is on the list of its target, and nothing else is."""
-
-    def fail(what: str, words: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
-        places = ", ".join(f"SPTI {w >> 11} SPTE {w & 511}" for w in words[:4].tolist())
-        out.append(AuditFailure("backlink-bijection", f"{what}: {places}"))
-
-    pages = engine.pool_memory.words.reshape(-1, 2048)
-    spts = pages[:, :512]
-    backlinks = engine.pool_memory.signed.reshape(-1, 2048)[:, 1024:].reshape(-1, 512, 2)
-    levels = np.array([spti.level if spti.role is not None else 0 for spti in engine.sptis], np.int64)
-    in_use = levels > 0
-    used = (spts != 0) & in_use[:, None]
-    stray = (backlinks != 0).any(axis=2) & ~used
-    if stray.any():
-        k, i = np.nonzero(stray)
-        fail("a backlink without an SPTE", k * 2048 + i)
-    k, i = np.nonzero(used)
-    if not len(k):
-        if engine.links.heads.tolist().count(0) != engine.links.slots:
-            out.append(AuditFailure("backlink-bijection", "a list has a head and no SPTE"))
-        return
-    words = k * 2048 + i
-    sptes = spts[k, i]
-    level = levels[k]
-    slots = _slots(engine, sptes, level)
-    after, before = backlinks[k, i, 0], backlinks[k, i, 1]
-    if (before == 0).any():
-        fail("an SPTE is on no list", words[before == 0])
-        return
-    heads = np.frombuffer(engine.links.heads, np.int64)
-    number = np.full(engine.pool_memory.words.size, -1, np.int64)  # word -> place in `words`
-    number[words] = np.arange(len(words))
-    first = before >= HEAD
-    named = before[first] ^ HEAD
-    wrong = (named >= engine.links.slots) | (named != slots[first])
-    if wrong.any():
-        fail("an SPTE heads the list of another target", words[first][wrong])
-        return
-    if (heads[named] != words[first] + 1).any():
-        fail("an SPTE is not the head that it says it is", words[first][heads[named] != words[first] + 1])
-    if np.count_nonzero(heads) != np.count_nonzero(first):
-        out.append(AuditFailure("backlink-bijection", "a list's head is not an SPTE that knows it"))
-    for name, link in (("previous", np.where(first, 0, before)), ("next", after)):
-        linked = np.flatnonzero(link != 0)
-        other = link[linked] - 1
-        ok = (other >= 0) & (other < number.size)
-        place = np.where(ok, number[np.where(ok, other, 0)], -1)
-        ok &= place >= 0
-        back = (after if name == "previous" else before)[place]
-        ok &= (back == words[linked] + 1) & (slots[place] == slots[linked])
-        if not ok.all():
-            fail(f"the {name} node of a list does not fit", words[linked[~ok]])
-            return
-    # What is left is paths and rings; on a ring no SPTE ever leads to a head.
-    up = np.where(first, np.arange(len(words)), number[np.where(first, 0, before - 1)])
-    for _ in range(len(words).bit_length()):
-        up = up[up]
-    if not first[up].all():
-        fail("a list is a ring without a head", words[~first[up]])
-
-
-def _slots(
-    engine: XiEngine, sptes: Words, level: np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """The slot of each SPTE's target, from its address alone; -1 for an address that is nobody's."""
-    frames = engine.config.frames
-    base_2m = frames
-    base_1g = base_2m + -(-frames // 512)
-    base_parents = base_1g + -(-frames // (512 * 512))
-    mfn = ((sptes & _ADDR) >> np.uint64(12)).view(np.int64)
-    leaf = (level == 1) | ((sptes & np.uint64(PTE_PS)) != 0)
-    known = mfn < engine.memory.frames
-    gfn = np.where(leaf & known, engine.p2m.m2p[np.where(known, mfn, 0)], -1)
-    child = (mfn - engine.config.pool_base_mfn) >> 2
-    by_level = np.select([level == 1, level == 2], [gfn, base_2m + (gfn >> 9)], base_1g + (gfn >> 18))
-    return np.where(leaf, np.where(gfn >= 0, by_level, -1), base_parents + child)
-
-
-def _audit_pool(engine: XiEngine, out: list[AuditFailure]) -> None:
-    pool = engine.pool_memory
-    places = Counter([*pool.clean, *pool.unclean, *pool.lru])
-    if sorted(places) != list(range(len(pool))) or any(n != 1 for n in places.values()):
-        out.append(AuditFailure("pool-conservation", f"{len(pool)} SPTIs, on lists: {sum(places.values())}"))
-    for k in pool.lru:
-        if pool.sptis[k].role is None:
-            out.append(AuditFailure("pool-conservation", f"SPTI {k} is in use without a role"))
-    for k in (*pool.clean, *pool.unclean):
-        if pool.sptis[k].role is not None:
-            out.append(AuditFailure("pool-conservation", f"SPTI {k} is free and has the role {pool.sptis[k].role}"))
-    clean = list(pool.clean)
-    pages = pool.words.reshape(-1, 2048)
-    for k in (clean[i] for i in np.flatnonzero(pages[clean, :1024].any(axis=1)).tolist()):
-        out.append(AuditFailure("zeroed-is-zero", f"SPTI {k} is on the zeroed free list and is not zero"))
 
 
 def _audit_hash(engine: XiEngine, out: list[AuditFailure]) -> None:

@@ -1,4 +1,4 @@
-"""Backlinks: for every target, the list of the SPTEs that point to it.
+"""The backlink policy ``all``, which is XI's own: for every target, the list of the SPTEs that point to it.
 
 Two pages of an SPTI hold 512 pairs (next, previous), index for index with its SPTEs, so that the way from an SPTE to
 its backlink and back is arithmetic. Heads are kept per gfn and page size for leaves, and per SPTI for the SPTEs that
@@ -8,45 +8,38 @@ lead to it (its parents). A link is a pool word + 1, so that a zero page is a pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from copy import copy
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from harness.xi.links import Ints, Slots
 from harness.xi.pool import BACKLINKS, SPTI_SHIFT, Pool
 
 HEAD: Final = 1 << 62
-Ints = npt.NDArray[np.int64]
 
 _SCALAR_BELOW: Final = 8  # shorter runs are linked one by one: cheaper than setting up numpy
 
 
-class Backlinks:
-    """Lists of SPTEs by target. A *slot* is the number of a target: see `slot` and `parents`."""
+class Backlinks(Slots):
+    """Lists of SPTEs by target: see `harness.xi.links.Links`."""
+
+    policy = "all"
+    kept = "of every SPTE"
+    spti_pages = 2
+    grown_bytes = 0
+    pages_allocated = 0
+    followed = 0
 
     def __init__(self, pool: Pool, frames: int) -> None:
         """`frames`: guest frames of the domain."""
+        super().__init__(frames, len(pool))
         self._pool = pool
         self._q = pool.q
         self._signed = pool.signed
-        self._base_2m = frames
-        self._base_1g = self._base_2m + -(-frames // 512)
-        self._base_parents = self._base_1g + -(-frames // (512 * 512))
-        self.slots = self._base_parents + len(pool)
         self._heads_array = np.zeros(self.slots, np.int64)
         self.heads = self._heads_array.data.cast("B").cast("Q")
-        self._winner = np.zeros(self.slots, np.int64)
-
-    def slot(self, level: int, gfn: int) -> int:
-        """Slot of the leaf target of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) whose first frame is `gfn`."""
-        if level == 1:
-            return gfn
-        return self._base_2m + (gfn >> 9) if level == 2 else self._base_1g + (gfn >> 18)
-
-    def parents(self, index: int) -> int:
-        """Slot of the SPTEs that lead to the SPT of SPTI `index`."""
-        return self._base_parents + index
+        self.fixed_bytes = self._heads_array.nbytes
 
     def link(self, word: int, slot: int) -> None:
         """Puts the SPTE at `word` at the front of a list. O(1)."""
@@ -85,6 +78,7 @@ class Backlinks:
             word = link - 1
             out.append(word)
             link = q[word + BACKLINKS + (word & 511)]
+        self.followed += len(out)
         return out
 
     def leaves(self) -> Ints:
@@ -115,27 +109,70 @@ class Backlinks:
                 rest.append(word)
                 after = q[word + BACKLINKS + (word & 511)]
         parts.append(np.array(rest, np.int64))
-        return np.concatenate(parts)
+        words = np.concatenate(parts)
+        self.followed += len(words)
+        return words
+
+    @property
+    def pages_held(self) -> int:
+        return self.spti_pages * self._pool.held
+
+    @property
+    def pages_peak(self) -> int:
+        return self.spti_pages * self._pool.held_peak
 
     def empty(self, slot: int) -> bool:
         return not self.heads[slot]
 
-    def mapping(self, gfn: int) -> Iterator[tuple[int, int]]:
-        """(word, level) of every leaf SPTE that maps `gfn`: 4 KiB pages, then the large pages around it."""
-        for level in (1, 2, 3):
-            for word in self.nodes(self.slot(level, gfn)):
-                yield word, level
+    def table_appears(self, gfn: int) -> None:
+        """It has its list already."""
+
+    def table_gone(self, gfn: int) -> None:
+        """Its list stays."""
+
+    def mapping(self, gfn: int) -> list[tuple[int, int]]:
+        return [(word, level) for level in (1, 2, 3) for word in self.nodes(self.slot(level, gfn))]
+
+    def aside(self) -> Backlinks:
+        return copy(self)
+
+    def listed(self, slot: int) -> list[int]:
+        out: dict[int, None] = {}
+        link = self.heads[slot]
+        while link and link - 1 not in out and link <= len(self._q):
+            out[link - 1] = None
+            link = self._backlink(link - 1)[0]
+        return list(out)
+
+    def unlinked(self, word: int, slot: int) -> str:
+        after, before = self._backlink(word)
+        if not before:
+            return "on no list: it has no backlink"
+        if before & HEAD:
+            if before ^ HEAD != slot:
+                return "on the list of another target"
+            there = self.heads[slot]
+        else:
+            there = self._backlink(before - 1)[0]
+        back = self._backlink(after - 1)[1] if after else word + 1
+        return "" if there == back == word + 1 else "its neighbours on the list do not know it"
+
+    def _backlink(self, word: int) -> tuple[int, int]:
+        """(next, previous) of the SPTE at `word`; (0, 0) outside the pool."""
+        at = word + BACKLINKS + (word & 511)
+        return (self._q[at], self._q[at + 1]) if at + 1 < len(self._q) else (0, 0)
 
     def link_many(self, words: Ints, slots: Ints) -> None:
-        """Links `words[i]` into list `slots[i]` for all i. Slots may repeat: each round links one word a slot."""
+        """Links `words[i]` into list `slots[i]` for all i. Slots may repeat: each round links one word a slot, the one
+        whose number stays in the head when all are written there."""
         heads, signed = self._heads_array, self._signed
         while len(words) >= _SCALAR_BELOW:
             order = np.arange(len(words))
-            self._winner[slots] = order
-            won = self._winner[slots] == order
-            w, s = words[won], slots[won]
+            before = heads[slots]
+            heads[slots] = order
+            won = heads[slots] == order
+            w, s, old = words[won], slots[won], before[won]
             at = w + BACKLINKS + (w & 511)
-            old = heads[s]
             signed[at] = old
             signed[at + 1] = s | HEAD
             node = old[old != 0] - 1

@@ -7,7 +7,7 @@ from typing import Any
 from harness.x86.bits import PTE_ADDR, PTE_PS
 from harness.xi.asi import Asi
 from harness.xi.gpt import SW_OVERRIDE, SW_PRESENT, SW_WRITE
-from harness.xi.pool import BACKLINKS, Spti
+from harness.xi.pool import Spti
 from harness.xi.roles import shadow_shift
 
 _FLAGS = (
@@ -49,7 +49,7 @@ def describe_spti(asi: Asi, spti: Spti) -> dict[str, Any]:
         "write_protects": spti.guards and spti.synced,
         "lru": list(asi.pool_memory.lru).index(spti.index),
         "sptes": int((spti.spt != 0).sum()),
-        "parents": len(asi.links.nodes(asi.links.parents(spti.index))),
+        "parents": len(asi.links.aside().nodes(asi.links.parents(spti.index))),
         "bases": sorted(f"{base >> 2:#x}" for base in asi.aliases.bases_of(spti.index))[:16],
     }
 
@@ -60,7 +60,7 @@ def describe_gfn(asi: Asi, gfn: int) -> dict[str, Any]:
         return {"gfn": gfn, "mfn": None}
     mfn = asi.p2m.to_mfn[gfn]
     backlinks = []
-    for word, level in asi.links.mapping(gfn):
+    for word, level in asi.links.aside().mapping(gfn):
         spti = asi.pool_memory.owner(word)
         role = spti.role.text if spti.role is not None else "free"
         spte = asi.q[word]
@@ -115,22 +115,6 @@ def describe_walk(asi: Asi, va: int) -> list[dict[str, Any]]:
 # Backlinks for who looks into an engine that may be broken.
 
 
-def backlink(xi: Asi, word: int) -> tuple[int, int]:
-    """(next, previous) of the SPTE at `word`, as `harness.xi.backlinks` keeps them; (0, 0) outside the pool."""
-    at = word + BACKLINKS + (word & 511)
-    return (xi.q[at], xi.q[at + 1]) if at + 1 < len(xi.q) else (0, 0)
-
-
-def listed(xi: Asi, slot: int) -> list[int]:
-    """The words of the SPTEs on a list, up to the first that comes a second time or lies outside the pool."""
-    out: dict[int, None] = {}
-    link = xi.links.heads[slot]
-    while link and link - 1 not in out and link <= len(xi.q):
-        out[link - 1] = None
-        link = backlink(xi, link - 1)[0]
-    return list(out)
-
-
 def listed_leaves(xi: Asi, gfn: int) -> list[tuple[int, int]]:
     """(word, level) of the SPTEs on the lists of a frame and of the large pages around it."""
-    return [(word, level) for level in (1, 2, 3) for word in listed(xi, xi.links.slot(level, gfn))]
+    return [(word, level) for level in (1, 2, 3) for word in xi.links.listed(xi.links.slot(level, gfn))]

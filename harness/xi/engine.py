@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.engine import AuditFailure, EngineConfig, MachineMemory, ShadowRoot, Words
+from harness.work import HASH_ENTRY_BYTES, PAGE, Held, PathCount, Work, path_levels
 from harness.x86.bits import (
     CR0_CD,
     CR0_NW,
@@ -31,25 +33,42 @@ from harness.x86.modes import MODES, PAE
 from harness.xi import describe, explain, insides, mappings
 from harness.xi.audit import audit
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY
-from harness.xi.pool import Spti
+from harness.xi.policies import POLICIES
+from harness.xi.pool import FRAMES_PER_SPTI, Spti
 from harness.xi.remap import Remap
-from harness.xi.resync import AD_PAIR
 from harness.xi.roles import FORMAT, UNPAGED, root_role_at, variant_of
+from harness.xi.shared_pool import SharedPool
 
 # Writes that change one of these reload the PDPTEs of a PAE guest (SDM vol. 3A, 4.4.1).
 _RELOADS_CR0: Final = CR0_CD | CR0_NW | CR0_PG
 _RELOADS_CR4: Final = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
-_NOT_AD: Final = np.uint64(~AD_PAIR & (1 << 64) - 1)
 
 
 class XiEngine(Remap):
-    """XI. ``XiEngine(config, memory)``; options: ``zeroing`` = ``idle`` (default) or ``critical-path``.
+    """XI. ``XiEngine(config, memory)``. policies: the options and their values, the default first. For the policy
+    ``pool=shared``, ``XiEngine(config, memory, shared_pool=pool)`` joins the domains of a `SharedPool`; without one it
+    has a shared pool to itself. frames_per_table: of the pool, for each shadow table.
 
     The guest is taken to start unpaged; the first `control` says how it really stands.
     """
 
-    def __init__(self, config: EngineConfig, memory: MachineMemory) -> None:
-        super().__init__(config, memory)
+    policies: ClassVar[Mapping[str, Sequence[str]]] = POLICIES
+    operations: ClassVar[Mapping[str, str]] = {
+        "resync_spte": "resync_spte",
+        "gva_to_gpa": "gva_to_gpa",
+        "spti_make_shadow": "spti_make_shadow",
+        "spti_made": "made",
+        "divide_large_page": "link_divided",
+        "write_protect": "protect_gfn",
+        "table_written": "table_written",
+    }
+    frames_per_table: ClassVar[int] = FRAMES_PER_SPTI
+
+    def __init__(self, config: EngineConfig, memory: MachineMemory, shared_pool: SharedPool | None = None) -> None:
+        """Raises ValueError when `config` cannot work, or there is no room for one more domain in `shared_pool`."""
+        super().__init__(config, memory, shared_pool)
+        self._paths = PathCount(path_levels(self.state))
+        self._walks = PathCount(0)
         self._shadow_root: ShadowRoot | None = None
         self._roots: dict[int, ShadowRoot] = {}  # by SPTI number, for the control bits and PKRU as they are
         self._started = False
@@ -119,6 +138,8 @@ class XiEngine(Remap):
         self._shadow_root = None
         if state.cr0 != old.cr0 or state.cr4 != old.cr4 or state.efer != old.efer or not self._started:
             self._mode = state.mode
+            self._paths.change(self._paths_gone, path_levels(state))
+            self._walks.change(self.counters.faults, 1 if state.mode.levels else 0)
             self._variant = variant_of(state)
             self._roots.clear()
             self.latch_walk()
@@ -149,7 +170,7 @@ class XiEngine(Remap):
         root = self.root_spti
         if root is None or root.role != role:
             self._shadow_root = None
-            self.no_victim = False
+            self.pool_memory.space.no_victim = False
             if root is not None and root.kind is UNPAGED:
                 # Nothing walks the direct map of a guest that has turned paging on.
                 self.root_spti = None
@@ -157,11 +178,14 @@ class XiEngine(Remap):
             root = self.spti_make_shadow(role, force=True)
             assert root is not None, "only the current root and pinned tables are exempt from recycling"
             self.root_spti = root
+            self.made(root)
         else:
             self.pool_memory.touch(root.index)
-        if root.rules is not None and root.rules.latched and root.entries.tolist() != list(self.pdptes):
-            root.synced = False
-            self.mark_dirty(root.index)
+        if root.rules is not None and root.rules.latched:
+            self.counters.entries_compared += len(self.pdptes)
+            if root.entries.tolist() != list(self.pdptes):
+                root.synced = False
+                self.mark_dirty(root.index)
         self.shadow_resync_all()
 
     # What the hardware, the interception and the checker see.
@@ -212,16 +236,14 @@ class XiEngine(Remap):
         return {gfn: gfn < self.config.frames and self.guarded[gfn] != 0 for gfn in self.gpts}
 
     def unexplained_changes(self) -> list[int]:
-        """See `harness.engine`. One comparison of all in-sync guest tables with their snapshots."""
+        """See `harness.engine`. One comparison of all in-sync guest tables with what is kept of them."""
         guarding = [s for s in map(self.sptis.__getitem__, self.pool_memory.lru) if s.guards and s.synced]
         if not guarding:
             return []
         now = np.empty((len(guarding), 512), np.uint64)
         for row, spti in zip(now, guarding, strict=True):
             row[:] = self.memory.page(self.p2m.to_mfn[spti.gfn])
-        pages = self.pool_memory.words.reshape(-1, 512)
-        now ^= pages[[spti.index * 4 + 1 for spti in guarding]]
-        differs = ((now & _NOT_AD) != 0).any(axis=1)
+        differs = self.snapshots.differing(guarding, now)
         out = sorted({guarding[i].gfn for i in np.flatnonzero(differs).tolist()})
         self.counters.unexplained += len(out)
         for gfn in out:
@@ -234,14 +256,61 @@ class XiEngine(Remap):
         return audit(self)
 
     def stats(self) -> dict[str, Any]:
-        pool = self.pool_memory
-        return self.counters.flat() | {
-            "sptis": len(pool),
-            "sptis_free": pool.free,
-            "sptis_clean": len(pool.clean),
-            "orphans": len(self.orphans),
-            "guest_tables": len(self.gpts),
-        }
+        pool, counters = self.pool_memory, self.counters
+        return (
+            counters.flat()
+            | self.work()._asdict()
+            | {
+                "shadow_pages": pool.held,
+                "snapshot_pages": self.snapshots.pages_held,
+                "snapshot_pages_peak": self.snapshots.pages_peak,
+                "backlink_pages": self.links.pages_held,
+                "backlink_pages_peak": self.links.pages_peak,
+                "sptis": len(pool),
+                "sptis_free": pool.free,
+                "sptis_clean": len(pool.clean),
+                "sptis_of_others": len(pool.order) - len(pool.lru),
+                "orphans": len(self.orphans),
+                "guest_tables": len(self.gpts),
+            }
+        )
+
+    # What it tells of its work: `harness.work.Counted`.
+
+    @property
+    def _paths_gone(self) -> int:
+        """Paths of faults: one more for each that had to synchronise, and looked again."""
+        return self.counters.faults + self.counters.fault_resyncs
+
+    def work(self) -> Work:
+        """All work so far, as `harness.work` counts it. An SPTI from a pool that domains share was allocated."""
+        pages = self.links.pages_allocated
+        if self.pool_memory.policy == "shared":
+            pages += self.counters.made * self._spti_pages
+        steps, zeroed = self._paths.steps(self._paths_gone), self.pool_memory.zeroed_words
+        return self.counters.work(steps, self.links.followed, zeroed, pages)
+
+    def done(self) -> Mapping[str, int]:
+        """resync_spte: guest entries that a synchronisation, or an INVLPG, acted on since they had changed. gva_to_gpa:
+        faults while paging was on; most of them walk on a short cut."""
+        counters = self.counters
+        return {"resync_spte": counters.resynced_entries, "gva_to_gpa": self._walks.steps(counters.faults)}
+
+    def held(self) -> Held:
+        """Memory held now. What an SPTI does not own under a policy does not count, though the frames of the pool are
+        laid out in the same way under all."""
+        links, snapshots, used = self.links, self.snapshots, len(self.pool_memory.lru)
+        owned = len(self.pool_memory) if self.pool_memory.policy == "reserved" else 0
+        return Held(
+            tables=used * PAGE,
+            snapshots=used * snapshots.spti_pages * PAGE + snapshots.fixed_bytes + snapshots.grown_bytes,
+            reverse=used * (links.spti_pages * PAGE + HASH_ENTRY_BYTES) + links.fixed_bytes + links.grown_bytes,
+            reserved=owned * self._spti_pages * PAGE + snapshots.fixed_bytes + links.fixed_bytes,
+        )
+
+    @property
+    def _spti_pages(self) -> int:
+        return 1 + self.snapshots.spti_pages + self.links.spti_pages
 
     def describe_gfn(self, gfn: int) -> dict[str, Any]:
         return describe.describe_gfn(self, gfn)

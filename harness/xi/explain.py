@@ -166,7 +166,7 @@ def explain_entry(xi: Resynchronisation, gfn: int, index: int) -> list[dict[str,
         spti = xi.sptis[number]
         assert spti.role is not None and spti.rules is not None
         at = index - spti.first
-        if not 0 <= at < len(spti.entries):
+        if not 0 <= at < spti.count:
             continue
         for spte_index in range(at << spti.halved, (at + 1) << spti.halved):
             now = guest_entry(xi, spti, spte_index)

@@ -11,10 +11,10 @@ from typing import Final
 
 from harness.engine import AWAY, GENERAL_PROTECTION, MMIO, RETRY
 from harness.x86.access import ALL_ACCESSES, USER_BIT
-from harness.x86.bits import PTE_ADDR, PTE_D, PTE_P, PTE_PS, PTE_RW, PTE_US
-from harness.xi.decision import PLACE, RESYNC, Resync, Step, Verdict
+from harness.x86.bits import PTE_A, PTE_ADDR, PTE_D, PTE_P, PTE_PS, PTE_RW, PTE_US
+from harness.xi.decision import PLACE, RESYNC, RIGHTS, Resync, Step, Verdict
 from harness.xi.gpt import AD, SW_OVERRIDE
-from harness.xi.guest_walk import RW, GuestWalks, Walk
+from harness.xi.guest_walk import ASKED, NX, RIGHTS_SHIFT, RW, RW_US, GuestWalks, Walk
 from harness.xi.known_paths import KNOWN_SHIFT, KnownPath, UpperWalk
 from harness.xi.pool import Spti
 from harness.xi.roles import GUEST
@@ -25,6 +25,13 @@ _SET_AD, _MMIO, _AWAY, _UNSYNC, _LOG, _OVERRIDE = (
     int(step) for step in (Step.SET_AD, Step.MMIO, Step.AWAY, Step.UNSYNC, Step.LOG, Step.OVERRIDE)
 )
 _SELDOM: Final = _MMIO | _AWAY | _UNSYNC | _LOG  # of what most faults need nothing
+_PLAIN: Final = int(Step.SET_AD | Step.FILL)
+# Of an SPTE that leads to a table: what all but few have of these bits.
+_STATE: Final = PTE_P | PTE_RW | SW_OVERRIDE
+_OPEN: Final = PTE_P | PTE_RW
+# Of a large page's entry: the SPTE above its pieces must have RW then. What sets D goes by one SPTE of the entry, and
+# where the guest's table is its own snapshot nothing else tells that another one lags behind.
+_STORED_TO: Final = PTE_PS | PTE_RW | PTE_D
 _ALLOW: Final = int(Verdict.ALLOW)
 _ACCESSES: Final = frozenset(int(access) for access in ALL_ACCESSES)
 # RESYNC, for the entry of a 4 KiB page that is to be filled; and what its SPTE was, if there is one.
@@ -42,6 +49,11 @@ class Faults(GuestWalks):
         self.counters.faults += 1
         if access not in _ACCESSES:
             raise ValueError(f"{access} is no access")
+        known = self.known_paths.get(va >> KNOWN_SHIFT)
+        if known is not None:
+            result = self._known_fault(va, access, known)
+            if result is not None:
+                return result
         if va >> self._top_shift not in self._tops:
             return GENERAL_PROTECTION
         if not self._rows:
@@ -51,6 +63,63 @@ class Faults(GuestWalks):
         if verdict != _ALLOW:
             return self._refused(walk, self._codes[verdict][access])
         return self._place(va, access, walk)
+
+    def _known_fault(self, va: int, access: int, known: KnownPath) -> int | None:
+        """The fault that nine in ten are: at the end of a known path, on a page that the guest's tables forbid to be
+        used so, or allow and nothing is needed but A, D, the SPTE, and that the entry is brought in sync. What
+        `shadow_fault` returns; None: it is another, and nothing has been done.
+
+        It is the walk, `judge`, `set_accessed`, `follow` and `fill_page` in one piece: in as many steps, each of which
+        hands its finds to the next, it takes twice the time.
+        """
+        entries = self._entries
+        if self._keys or self.logging or not known.holds(entries, self.q):
+            return None
+        upper, spti = known.upper, known.spti
+        mask, checked, nx = self._last
+        number = upper.first + (va >> 12 & mask)
+        entry = entries[number]
+        if entry & checked != PTE_P:
+            return None
+        grants = upper.grants & entry
+        rights = (grants & RW_US) << RIGHTS_SHIFT | (NX if entry & nx else upper.nx) | self._control_rights
+        verdict = RIGHTS.lookup[ASKED[access] | rights]
+        if verdict != _ALLOW:
+            self.counters.faults_injected += 1
+            return self._codes[verdict][access]
+        gfn, p2m = (entry & self._frame_mask) >> 12, self.p2m
+        if gfn >= p2m.frames or p2m.to_mfn[gfn] < 0:
+            return None
+        index = va >> 12 & 511
+        snapshots, at = spti.snapshots, spti.first_entry + index  # at level 1 an SPTE has a guest entry to itself
+        old = snapshots[at]
+        behind = (old ^ entry) & ~AD != 0
+        if behind and (spti.synced or spti.fresh or self.fault_resync_all):
+            return None
+        features = _BACKED | _GPT if self.guarded[gfn] else _BACKED
+        if access & 3 == 1:
+            if not grants & PTE_RW:  # only CR0.WP=0 allows it
+                return None
+            features |= _STORE
+            missing = AD & ~entry
+        else:
+            missing = PTE_A & ~entry
+        if PLACE.lookup[features] != _PLAIN:
+            return None
+        if behind:
+            self.resync_one(spti, index)
+        if missing:
+            entry |= missing
+            self._set_in_guest(number << self._size_shift, missing)
+        if old != entry:
+            snapshots[at] = entry
+        touch = self.pool_memory.lru.move_to_end
+        for above in known.above:
+            touch(above)
+        touch(spti.index)
+        self.counters.faults_filled += 1
+        self.fill_page(spti, index, entry, gfn)
+        return RETRY
 
     def _refused(self, walk: Walk, result: int) -> int:
         if result == AWAY:
@@ -104,10 +173,16 @@ class Faults(GuestWalks):
         if gfn < p2m.frames and p2m.to_mfn[gfn] >= 0:
             path = self.follow(va, walk)
             if path is None:
-                # A fault on a missing translation: XI synchronises everything reachable, then looks again.
-                self.counters.fault_resyncs += 1
-                walk.known = None
-                self.shadow_resync_all()
+                # A fault on a missing translation: XI synchronises, then looks again.
+                if walk.known is not None and not self.fault_resync_all:  # all above the entry is as the guest's
+                    self.resync_one(walk.known.spti, va >> 12 & 511)
+                else:
+                    self.counters.fault_resyncs += 1
+                    walk.known = None
+                    if self.fault_resync_all:
+                        self.shadow_resync_all()
+                    else:
+                        self.resync_address(va)
                 path = self.follow(va, walk)
             features = _BACKED
             if self.guarded[gfn]:
@@ -189,7 +264,9 @@ class Faults(GuestWalks):
             spte = q[spti.base + index]
             if not spte or spte & PTE_PS:
                 return path
-            if spte & (PTE_P | SW_OVERRIDE) != PTE_P:
+            if spte & _STATE != _OPEN and (
+                spte & (PTE_P | SW_OVERRIDE) != PTE_P or (spti.kind is GUEST and entry & _STORED_TO == _STORED_TO)
+            ):
                 settled = False
             spti = self.pool_memory.child(spte)
         if known is None and walk.upper is not None and path[-1] is spti:
@@ -198,16 +275,18 @@ class Faults(GuestWalks):
 
     def _remember(self, va: int, upper: UpperWalk, path: list[Spti]) -> None:
         """The next fault that needs an entry of the last table of `path` finds it at once."""
+        size = self._size_shift
+        guest = {at >> size: entry for at, entry in zip(upper.addresses, upper.entries, strict=True) if at >= 0}
         shadow: dict[int, int] = {}
         for spti in path[:-1]:
             index = va >> spti.shift & 511
             words = [spti.base + index]
             if spti.kind is GUEST:
-                words.append(spti.first_entry + (index >> spti.halved) >> (not self._wide))
-            shadow |= {word: self.q[word] for word in words}
+                words.append(self.snapshots.word(spti, index))
+            shadow |= {word: self.q[word] for word in words if word >= 0}
         if len(self.known_paths) >= len(self.sptis):
             self.known_paths.clear()
-        self.known_paths[va >> KNOWN_SHIFT] = KnownPath(upper, path, shadow)
+        self.known_paths[va >> KNOWN_SHIFT] = KnownPath(upper, path, guest, shadow)
 
     def fill(self, va: int, walk: Walk, path: list[Spti], divide: bool, override: bool) -> None:
         """Brings what is missing of the path of `va` into the shadow, recycling what it must but nothing of the path.
@@ -250,6 +329,7 @@ class Faults(GuestWalks):
         if old != entry:
             if (old ^ entry) & ~AD:
                 self.shadow_resync(spti)
+                snapshots, at = spti.snapshots, spti.first_entry + (index >> spti.halved)
             snapshots[at] = entry
             if spti.halved:  # the other SPTE of the same guest entry, whose snapshot this is too
                 self.resync_spte(spti, index ^ 1, entry, self.eager)

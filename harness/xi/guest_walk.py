@@ -5,7 +5,7 @@ What the walk needs of the control registers is worked out when they change. EFL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -14,6 +14,7 @@ from harness.x86.access import ALL_ACCESSES, Access
 from harness.x86.bits import PF_P, PF_PK, PF_RSVD, PTE_A, PTE_D, PTE_P, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
 from harness.xi.decision import RIGHTS, Verdict
 from harness.xi.gpt import UNBACKED_TABLE_ENTRY, EntryRules, entry_rules
+from harness.xi.guest_entries import NARROW, WIDE, Entries, entries_in
 from harness.xi.known_paths import KNOWN_SHIFT, KnownPath, UpperWalk
 from harness.xi.resync import Resynchronisation
 from harness.xi.roles import variant_of
@@ -31,16 +32,16 @@ _R: Final = RIGHTS.shift
 ABSENT, RESERVED, TABLE_AWAY = (RIGHTS.part("walk", value) for value in ("absent", "reserved", "away"))
 RW: Final = 1 << _R["rw"]
 US: Final = 1 << _R["us"]
-_NX: Final = 1 << _R["nx"]
-_RW_US: Final = PTE_RW | PTE_US
-assert _RW_US < PTE_A  # of _GRANTS, the values above _RW_US are those with A
-_ASKED: Final = tuple((access & 3) << _R["kind"] | access >> 2 << _R["user"] for access in range(8))  # by access
+NX: Final = 1 << _R["nx"]
+RW_US: Final = PTE_RW | PTE_US
+assert RW_US < PTE_A  # of _GRANTS, the values above RW_US are those with A
+ASKED: Final = tuple((access & 3) << _R["kind"] | access >> 2 << _R["user"] for access in range(8))  # by access
 # RW and US of an entry become the features of the same name by one shift.
-_RIGHTS_SHIFT: Final = _R["rw"] - (PTE_RW.bit_length() - 1)
-assert US == PTE_US << _RIGHTS_SHIFT
+RIGHTS_SHIFT: Final = _R["rw"] - (PTE_RW.bit_length() - 1)
+assert US == PTE_US << RIGHTS_SHIFT
 _GRANTS: Final = PTE_RW | PTE_US | PTE_A  # bits of an entry that count only where all of a walk have them
-_NOWHERE: Final = -1  # in place of an entry's address: it is a register, or nothing is there
-_AWAY: Final = -2  # in place of a table's address
+_NOWHERE: Final = -1  # in place of an entry's address or number: it is a register, or nothing is there
+_AWAY: Final = -2  # in place of the number of a table's first entry
 
 
 class Walk:
@@ -97,9 +98,8 @@ class GuestWalks(Resynchronisation):
 
     _rows: tuple[_Row, ...] = ()  # from the root down; none without paging
     _last: tuple[int, int, int] = (0, 0, 0)  # of level 1: index mask, P and the reserved bits, NX
-    _wide: bool = True  # entries have 8 bytes, not 4
-    _read: Callable[[int], int]  # an entry, by machine address
-    _size_shift: int = 3
+    _entries: Entries
+    _size_shift: int = WIDE  # log2 of the bytes of an entry
     _frame_mask: int = 0
     _accessed: tuple[int, ...] = ()  # by level, from the root down: A, where entries have it
     _root_gpa: int = 0
@@ -128,8 +128,8 @@ class GuestWalks(Resynchronisation):
                 what = rules.latched, large, rules.reserved, lacks, rules.nx, rules
                 rows.append((level.number, level.shift, mask, *what))
         self._rows = tuple(rows)
-        self._wide = mode.entry_bytes == 8
-        self._read, self._size_shift = (self.memory.read64, 3) if self._wide else (self.memory.read32, 2)
+        self._size_shift = WIDE if mode.entry_bytes == 8 else NARROW
+        self._entries = entries_in(self.memory, self._size_shift)
         self._frame_mask = mode.address_mask
         self._accessed = tuple(PTE_A if level.has_ad else 0 for level in mode.levels)
         self._root_level = mode.levels[0].number if mode.levels else 0
@@ -142,9 +142,8 @@ class GuestWalks(Resynchronisation):
 
     def gva_to_gpa(self, va: int) -> Walk:
         """Walks the guest's own tables for the canonical address `va`, touching nothing. Paging is on."""
-        read = self._read
         known = self.known_paths.get(va >> KNOWN_SHIFT)
-        if known is not None and known.holds(read, self.q):
+        if known is not None and known.holds(self._entries, self.q):
             upper = known.upper
         else:
             known, above = None, self._walk_above(va)
@@ -152,31 +151,30 @@ class GuestWalks(Resynchronisation):
                 return above
             upper = above
         mask, checked, nx = self._last
-        if upper.page >= 0:
-            address = upper.page + ((va >> 12 & mask) << self._size_shift)
-            entry = read(address)
+        if upper.first >= 0:
+            number = upper.first + (va >> 12 & mask)
+            address, entry = number << self._size_shift, self._entries[number]
         else:
             address, entry = _NOWHERE, UNBACKED_TABLE_ENTRY
         entries, addresses = [*upper.entries, entry], [*upper.addresses, address]
         if entry & checked != PTE_P:
             return Walk(entries, addresses, RESERVED if entry & PTE_P else ABSENT, False, -1, 1)
         grants = upper.grants & entry
-        rights = (grants & _RW_US) << _RIGHTS_SHIFT | (_NX if entry & nx else upper.nx)
-        return Walk(entries, addresses, rights, grants > _RW_US, (entry & self._frame_mask) >> 12, 1, upper, known)
+        rights = (grants & RW_US) << RIGHTS_SHIFT | (NX if entry & nx else upper.nx)
+        return Walk(entries, addresses, rights, grants > RW_US, (entry & self._frame_mask) >> 12, 1, upper, known)
 
     def _walk_above(self, va: int) -> Walk | UpperWalk:
         """The walk through the levels above 1, or the whole of it if it ends there."""
         entries: list[int] = []
         addresses: list[int] = []
-        grants, any_nx, page = _GRANTS, 0, self._page_of(self._root_gpa)  # the root itself is never away
+        grants, any_nx, first = _GRANTS, 0, self._first_entry(self._root_gpa)  # the root itself is never away
         for number, shift, mask, latched, large, reserved, lacks, nx, rules in self._rows:
             index = va >> shift & mask
             address = _NOWHERE
             if latched:
                 entry = self.pdptes[index]
-            elif page >= 0:
-                address = page + (index << self._size_shift)
-                entry = self._read(address)
+            elif first >= 0:
+                address, entry = (first + index) << self._size_shift, self._entries[first + index]
             else:
                 entry = UNBACKED_TABLE_ENTRY
             entries.append(entry)
@@ -188,35 +186,36 @@ class GuestWalks(Resynchronisation):
             if entry & large:
                 if entry & rules.reserved_large:
                     return Walk(entries, addresses, RESERVED, False, -1, number)
-                rights = (grants & _RW_US) << _RIGHTS_SHIFT | (_NX if any_nx else 0)
+                rights = (grants & RW_US) << RIGHTS_SHIFT | (NX if any_nx else 0)
                 gfn = rules.large_frame(entry) + ((va & ((1 << shift) - 1)) >> 12)
-                return Walk(entries, addresses, rights, grants > _RW_US, gfn, number)
+                return Walk(entries, addresses, rights, grants > RW_US, gfn, number)
             if entry & reserved:
                 return Walk(entries, addresses, RESERVED, False, -1, number)
             table = entry & self._frame_mask
-            page = self._page_of(table)
-            if page == _AWAY:
+            first = self._first_entry(table)
+            if first == _AWAY:
                 return Walk(entries, addresses, TABLE_AWAY, False, table >> 12, number - 1)
-        return UpperWalk(entries, addresses, grants, _NX if any_nx else 0, page)
+        return UpperWalk(entries, addresses, grants, NX if any_nx else 0, first)
 
-    def _page_of(self, gpa: int) -> int:
-        """Machine address of the frame of a guest table, _NOWHERE if it has none, _AWAY if that was taken away."""
+    def _first_entry(self, gpa: int) -> int:
+        """Number of the first entry in the frame of a guest table, _NOWHERE if it has none, _AWAY if that was taken
+        away."""
         gfn = gpa >> 12
         mfn = self.p2m.to_mfn[gfn] if gfn < self.config.frames else -1
         if mfn >= 0:
-            return mfn << 12
+            return mfn << 12 - self._size_shift
         return _AWAY if gfn in self.p2m.away else _NOWHERE
 
     def judge(self, walk: Walk, access: int) -> int:
         """The Verdict on `access` after `walk`."""
-        packed = _ASKED[access] | walk.rights | self._control_rights
+        packed = ASKED[access] | walk.rights | self._control_rights
         return RIGHTS.lookup[packed | self._key_rights(walk) if self._keys else packed]
 
     def results(self, walk: Walk, accesses: Sequence[int]) -> list[int]:
         """For each access: the error code to inject, RETRY where the guest allows it, or AWAY."""
         common = walk.rights | self._control_rights | self._key_rights(walk)
         lookup, codes = RIGHTS.lookup, self._codes
-        return [codes[lookup[common | _ASKED[access]]][access] for access in accesses]
+        return [codes[lookup[common | ASKED[access]]][access] for access in accesses]
 
     def _key_rights(self, walk: Walk) -> int:
         """The packed RIGHTS features of the protection key, where one counts."""
@@ -248,7 +247,7 @@ class GuestWalks(Resynchronisation):
             self.counters.accessed_set += 1
         if missing & PTE_D:
             self.counters.dirty_set += 1
-        if self._wide:
+        if self._size_shift == WIDE:
             self.memory.or64(address, missing)
         else:
             self.memory.or32(address, missing)

@@ -18,9 +18,9 @@ from harness.engine import Words
 from harness.x86.bits import PTE_ADDR, PTE_PS, PTE_RW
 from harness.x86.modes import MODES
 from harness.xi.asi import Asi
-from harness.xi.backlinks import HEAD, Ints
-from harness.xi.describe import backlink, listed, listed_leaves, spte_text, spti_state
+from harness.xi.describe import listed_leaves, spte_text, spti_state
 from harness.xi.explain import contradiction, guest_entry, resync_decision, target_of
+from harness.xi.links import Ints
 from harness.xi.mappings import MOST, climb, guest_letters
 from harness.xi.pool import FRAMES_PER_SPTI, LOW_WATER, SNAPSHOT, Spti
 from harness.xi.resync import Resynchronisation
@@ -31,28 +31,31 @@ Mask = npt.NDArray[np.bool_]
 MOST_BASES: Final = 64
 SHOWN: Final = 8  # SPTIs at the old end of the LRU list that are described
 _POOL_COUNTERS: Final = ("made", "found", "recycled", "zeroed_idle", "zeroed_inline", "eager_truncated")
+_SHARING_COUNTERS: Final = ("taken_by_others", "taken_from_others")
 _ADDR, _RW, _PS = (np.uint64(mask) for mask in (PTE_ADDR, PTE_RW, PTE_PS))
 
 
 def describe_table(xi: Resynchronisation, number: int) -> dict[str, Any] | None:
     """SPTI `number` with its entries; None when there is none of that number.
 
-    A free one: spti, mfn, state, zeroed. One in use, besides what `_summary` has: kind (``guest`` ...), level, gfn,
-    guest_mfn (of the guest table, None without a frame), latched, write_protects, lru (how many were used less
-    recently, None if it is not on that list), bases (the first MOST_BASES addresses at which it begins, in any root),
-    leading_here (spti, index, level, role, spte, text of each SPTE that does), entries (see `describe_entry`: those
-    with an SPTE, and those that differ from the snapshot).
+    A free one: spti, mfn, state, zeroed; one that another domain of a shared pool uses: spti, mfn, state. One in use,
+    besides what `_summary` has: kind (``guest`` ...), level, gfn, guest_mfn (of the guest table, None without a frame),
+    latched, write_protects, lru (how many were used less recently, None if it is not on that list), bases (the first
+    MOST_BASES addresses at which it begins, in any root), leading_here (spti, index, level, role, spte, text of each
+    SPTE that does), entries (see `describe_entry`: those with an SPTE, and those that differ from the snapshot).
     """
     if not 0 <= number < len(xi.sptis):
         return None
     spti = xi.sptis[number]
     if spti.role is None:
+        if number in xi.pool_memory.elsewhere:
+            return {"spti": number, "mfn": spti.mfn, "state": "another domain's"}
         return {"spti": number, "mfn": spti.mfn, "state": "free", "zeroed": number in xi.pool_memory.clean}
     used = spti.spt != 0
     if spti.kind is GUEST:
         changed = changed_entries(xi, spti)
         used[: len(changed) << spti.halved] |= np.repeat(changed, 1 << spti.halved)
-    leading = listed(xi, xi.links.parents(number))
+    leading = xi.links.listed(xi.links.parents(number))
     frame = xi.p2m.to_mfn[spti.gfn] if spti.kind is GUEST and xi.p2m.backed(spti.gfn) else None
     lru = list(xi.pool_memory.lru)
     return _summary(xi, spti) | {
@@ -78,7 +81,7 @@ def _summary(xi: Asi, spti: Spti) -> dict[str, Any]:
         "role": spti.role.text,
         "state": spti_state(spti),
         "sptes": int(np.count_nonzero(spti.spt)),
-        "parents": len(listed(xi, xi.links.parents(spti.index))),
+        "parents": len(xi.links.listed(xi.links.parents(spti.index))),
     }
 
 
@@ -106,27 +109,11 @@ def describe_entry(xi: Resynchronisation, spti: Spti, index: int) -> dict[str, A
     if spte:
         record["leads"], slot, wrong = target_of(xi, spti, index)
         if not wrong:
-            wrong = [what for what in (_unlinked(xi, word, slot), _unlawful(xi, spti, spte)) if what]
+            wrong = [what for what in (xi.links.unlinked(word, slot), _unlawful(xi, spti, spte)) if what]
             if spti.kind is GUEST:
                 wrong += [what for what in (contradiction(xi, spti, index),) if what]
         record["wrong"] = wrong
     return record
-
-
-def _unlinked(xi: Asi, word: int, slot: int) -> str:
-    """Why the SPTE at `word` is not on the list of the target `slot`, as far as its neighbours there tell; "" if it
-    is."""
-    after, before = backlink(xi, word)
-    if not before:
-        return "on no list: it has no backlink"
-    if before & HEAD:
-        if before ^ HEAD != slot:
-            return "on the list of another target"
-        there = xi.links.heads[slot]
-    else:
-        there = backlink(xi, before - 1)[0]
-    back = backlink(xi, after - 1)[1] if after else word + 1
-    return "" if there == back == word + 1 else "its neighbours on the list do not know it"
 
 
 def _unlawful(xi: Asi, spti: Spti, spte: int) -> str:
@@ -161,17 +148,18 @@ def changed_entries(xi: Resynchronisation, spti: Spti) -> Mask:
     assert spti.rules is not None
     page = xi.guest_page(spti)
     now = page.view(np.uint32) if spti.rules.entry_bytes == 4 else page
-    return np.asarray(now[spti.first : spti.first + len(spti.entries)] != spti.entries)
+    return np.asarray(now[spti.first : spti.first + spti.count] != xi.snapshots.entries_of(spti))
 
 
 def describe_backlinks(xi: Resynchronisation, gfn: int) -> dict[str, Any]:
     """A guest frame and every SPTE that maps it, found once by the frame's lists and once by looking at all SPTEs.
 
     gfn, mfn (None without a frame); guards (how many SPTIs keep it write-protected); logged (None without dirty
-    logging); sptis (numbers of those that shadow it); sptes: spti, index, level, role, spte, text, addresses (va, and
-    the guest's rights along the path as letters of ``rwxu``), wrong.
+    logging); sptis (numbers of those that shadow it); kept: which SPTEs have a backlink, in words; sptes: spti, index,
+    level, role, spte, text, addresses (va, and the guest's rights along the path as letters of ``rwxu``), wrong.
     """
     record: dict[str, Any] = {"gfn": gfn, "mfn": None, "guards": 0, "logged": None, "sptis": [], "sptes": []}
+    record["kept"] = xi.links.kept
     if not xi.p2m.backed(gfn):
         return record
     record["mfn"] = mfn = xi.p2m.to_mfn[gfn]
@@ -221,8 +209,8 @@ def _addresses(xi: Asi, word: int, gfn: int) -> list[tuple[int, str]]:
 
 def describe_snapshot(xi: Resynchronisation, gfn: int) -> list[dict[str, Any]]:
     """The entries of guest table `gfn` that differ from the snapshot, one record for each SPTI that shadows it: spti,
-    role, state, guards (it write-protects the table while in sync), latched, entries: those of `describe_entry`,
-    with ``flush``, the `resync_decision` at the next synchronisation."""
+    role, state, guards (it write-protects the table while in sync), latched, kept (which tables have a snapshot, in
+    words), entries: those of `describe_entry`, with ``flush``, the `resync_decision` at the next synchronisation."""
     out = []
     for number in xi.gpts.get(gfn, ()):
         spti = xi.sptis[number]
@@ -239,6 +227,7 @@ def describe_snapshot(xi: Resynchronisation, gfn: int) -> list[dict[str, Any]]:
                 "state": spti_state(spti),
                 "guards": spti.guards,
                 "latched": spti.rules.latched,
+                "kept": xi.snapshots.kept,
                 "entries": entries,
             }
         )
@@ -247,9 +236,13 @@ def describe_snapshot(xi: Resynchronisation, gfn: int) -> list[dict[str, Any]]:
 
 def describe_pool(xi: Asi) -> dict[str, Any]:
     """The pool: sptis (how many), base_mfn, frames; clean, unclean, in_use (how many SPTIs are on each list), orphans;
-    reserve and low_water (what idle moments keep free); root (SPTI in use as root, None before the first); zeroing and
-    fill (the policies); groups: (kind, mode, level, SPTIs, in sync, out of sync, fresh, SPTEs) of those in use; next:
-    `_summary` of the next to be recycled, in order (never the root in use); counters: those of the pool."""
+    reserve and low_water (what idle moments keep free); root (SPTI in use as root, None before the first); pool,
+    zeroing, snapshots, backlinks (the policies) and fill; pages: what shadow, snapshots and backlinks take; groups:
+    (kind, mode, level, SPTIs, in sync, out of sync, fresh, SPTEs) of those in use; next: `_summary` of the next to be
+    recycled, in order (never the root in use); counters: those of the pool.
+
+    All this of one domain, whose what is free need not be: neighbours, how many other domains share the pool, and
+    elsewhere, how many SPTIs they use."""
     pool = xi.pool_memory
     root = xi.root_spti
     counts: dict[tuple[str, str, int], Counter[str]] = {}
@@ -261,6 +254,7 @@ def describe_pool(xi: Asi) -> dict[str, Any]:
     victims = [xi.sptis[number] for number in pool.lru if xi.sptis[number].role is not None]
     if root in victims:
         victims.remove(root)
+    counters = _POOL_COUNTERS + (_SHARING_COUNTERS if pool.neighbours else ())
     columns = ("sptis", "in sync", "out of sync", "fresh", "sptes")
     return {
         "sptis": len(pool),
@@ -269,15 +263,21 @@ def describe_pool(xi: Asi) -> dict[str, Any]:
         "clean": len(pool.clean),
         "unclean": len(pool.unclean),
         "in_use": len(pool.lru),
+        "neighbours": len(pool.neighbours),
+        "elsewhere": len(pool.elsewhere),
         "orphans": len(xi.orphans),
-        "reserve": xi.reserve,
+        "reserve": pool.space.reserve,
         "low_water": LOW_WATER,
         "root": root.index if root is not None else None,
+        "pool": pool.policy,
         "zeroing": "idle" if pool.idle_zeroing else "critical-path",
+        "snapshots": xi.snapshots.policy,
+        "backlinks": xi.links.policy,
         "fill": xi.config.fill,
+        "pages": {"shadow": pool.held, "snapshots": xi.snapshots.pages_held, "backlinks": xi.links.pages_held},
         "groups": [(*group, *(counts[group][name] for name in columns)) for group in sorted(counts)],
         "next": [_summary(xi, spti) for spti in victims[:SHOWN]],
-        "counters": {name: count for name, count in xi.counters.flat().items() if name in _POOL_COUNTERS},
+        "counters": {name: count for name, count in xi.counters.flat().items() if name in counters},
     }
 
 

@@ -9,9 +9,11 @@ is forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from operator import itemgetter
 from typing import Final
 
+from harness.xi.guest_entries import Entries
 from harness.xi.pool import Spti
 
 KNOWN_SHIFT: Final = 21  # what one level-1 SPT covers
@@ -21,17 +23,18 @@ class UpperWalk:
     """A walk of the guest's tables as far as its level-1 table.
 
     entries, addresses: as of `guest_walk.Walk`. grants: RW, US and A, those that all entries have. nx: the feature of
-    RIGHTS, 0 if none has NX. page: machine address of the level-1 table's page, -1 if nothing backs it.
+    RIGHTS, 0 if none has NX. first: number (`guest_entries.Entries`) of the first entry in the level-1 table's page,
+    negative if nothing backs it.
     """
 
-    __slots__ = ("addresses", "entries", "grants", "nx", "page")
+    __slots__ = ("addresses", "entries", "first", "grants", "nx")
 
-    def __init__(self, entries: list[int], addresses: list[int], grants: int, nx: int, page: int) -> None:
+    def __init__(self, entries: list[int], addresses: list[int], grants: int, nx: int, first: int) -> None:
         self.entries = entries
         self.addresses = addresses
         self.grants = grants
         self.nx = nx
-        self.page = page
+        self.first = first
 
 
 class KnownPath:
@@ -40,22 +43,19 @@ class KnownPath:
     upper: the guest's side of it. spti: the SPTI at its end; above: the numbers of those above it, from the root down.
     """
 
-    __slots__ = ("_guest", "_shadow", "above", "spti", "upper")
+    __slots__ = ("_guest_now", "_guest_then", "_shadow_now", "_shadow_then", "above", "spti", "upper")
 
-    def __init__(self, upper: UpperWalk, path: list[Spti], shadow: dict[int, int]) -> None:
-        """path: from the root to level 1. shadow: words of the pool that must stay as they are, with their values."""
+    def __init__(self, upper: UpperWalk, path: list[Spti], guest: Mapping[int, int], shadow: Mapping[int, int]) -> None:
+        """path: from the root to level 1. What must stay as it is, neither of them empty: guest: entries, by number;
+        shadow: words of the pool."""
         self.upper = upper
         self.above = [spti.index for spti in path[:-1]]
         self.spti = path[-1]
-        self._guest = [(at, entry) for at, entry in zip(upper.addresses, upper.entries, strict=True) if at >= 0]
-        self._shadow = list(shadow.items())
+        # Reads all of them in one call, from the mapping as from memory.
+        self._guest_now, self._shadow_now = itemgetter(*guest), itemgetter(*shadow)
+        self._guest_then, self._shadow_then = self._guest_now(guest), self._shadow_now(shadow)
 
-    def holds(self, read: Callable[[int], int], pool: memoryview) -> bool:
-        """Whether everything that was compared then is the same now. read: of a guest's entry, by machine address."""
-        for address, entry in self._guest:
-            if read(address) != entry:
-                return False
-        for word, value in self._shadow:  # noqa: SIM110 (a generator would take as long again)
-            if pool[word] != value:
-                return False
-        return True
+    def holds(self, entries: Entries, pool: memoryview) -> bool:
+        """Whether everything that was compared then is the same now. entries: the guest's; pool: its words."""
+        same: bool = self._guest_now(entries) == self._guest_then and self._shadow_now(pool) == self._shadow_then
+        return same

@@ -61,11 +61,13 @@ class LargePages(Life):
         """Brings in every missing SPTE of a table that no guest table stands behind. It is in sync then."""
         spti.synced = True
         spti.fresh = False
+        count = 4 if spti.kind in (UNPAGED, QUADRANTS) else 512
+        self.counters.sptes_visited += count
         with self.pinned(spti):
             if spti.kind is DIRECT and spti.level == 1:
                 self._fill_frames(spti)
                 return
-            for index in range(4 if spti.kind in (UNPAGED, QUADRANTS) else 512):
+            for index in range(count):
                 if not self.q[spti.base + index]:
                     self.fill_direct_entry(spti, index, False)
 
@@ -80,6 +82,7 @@ class LargePages(Life):
         flags = np.where(blocked, np.uint64(OPEN_LEAF), np.uint64(OPEN_LEAF | PTE_RW))
         key = np.uint64(spti.role.variant << PTE_PK_SHIFT)
         spti.spt[used] = mfns[used].astype(np.uint64) << np.uint64(12) | flags | key
+        self.counters.sptes_written += len(used)
         self.links.link_many(self.words_of(spti, used), gfns)
         if self.watching:
             self.aliases.mark_guarded(gfns)
@@ -97,8 +100,9 @@ class LargePages(Life):
         key = spti.role.variant if spti.kind is DIRECT else 0
         gfn = spti.gfn + (index << 9 * (spti.level - 1))
         if spte:
-            if spte & PTE_PS and not self.logging:
+            if spte & (PTE_PS | PTE_RW) == PTE_PS and not self.logging:
                 self.q[word] = spte | PTE_RW
+                self.counters.sptes_written += 1
             return True
         if gfn >= self.config.frames:
             return False
@@ -114,10 +118,12 @@ class LargePages(Life):
         if self.writable(gfn):
             flags |= PTE_RW
         spte = self.p2m.to_mfn[gfn] << 12 | flags
-        if self.q[word]:
-            self.q[word] = spte
-        else:
+        old = self.q[word]
+        if not old:
             self.set_leaf(spti, word, gfn, spte)
+        elif old != spte:
+            self.q[word] = spte
+            self.counters.sptes_written += 1
         return True
 
     def _link_quadrant(self, spti: Spti, index: int, force: bool) -> bool:
@@ -127,4 +133,5 @@ class LargePages(Life):
         if child is None:
             return False
         self.set_child(spti, spti.base + index, child, OPEN_PDPTE)
+        self.made(child)
         return True

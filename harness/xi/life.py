@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from harness.x86.bits import PTE_PS
+from harness.engine import EngineConfig, MachineMemory
+from harness.x86.bits import ENTRIES, PTE_PS
 from harness.xi.asi import Asi
 from harness.xi.gpt import entry_rules, guest_part
-from harness.xi.pool import LOW_WATER, SNAPSHOT, Spti
+from harness.xi.pool import LOW_WATER, Spti, Tenant
 from harness.xi.roles import GUEST, Role, shadow_shift
+from harness.xi.shared_pool import SharedPool
 
 IDLE_DROPS: Final = 8  # SPTEs taken off a table in one idle moment: some 10 us
 IDLE_ZEROES: Final = 2  # SPTIs zeroed in one idle moment: some 5 us
@@ -18,6 +20,10 @@ IDLE_ZEROES: Final = 2  # SPTIs zeroed in one idle moment: some 5 us
 
 class Life(Asi):
     """Makes and tears down SPTs."""
+
+    def __init__(self, config: EngineConfig, memory: MachineMemory, shared_pool: SharedPool | None = None) -> None:
+        super().__init__(config, memory, shared_pool)
+        self.pool_memory.join(self)
 
     def spti_make_shadow(self, role: Role, force: bool = False) -> Spti | None:
         """The SPTI of `role`: the existing one, or a fresh one, out of sync, its SPTEs and snapshot zero.
@@ -36,8 +42,7 @@ class Life(Asi):
             if victim is None:
                 self.counters.eager_truncated += 1
                 return None
-            self.counters.recycled += 1
-            self.destroy(self.sptis[victim])
+            self.owner_of(victim).evict(victim, self)
             taken = self.pool_memory.take()
             assert taken is not None
         spti, inline = taken
@@ -48,14 +53,15 @@ class Life(Asi):
 
     def make_child(self, spti: Spti, index: int, role: Role, force: bool) -> Spti | None:
         """`spti_make_shadow` for what the empty SPTE `index` of `spti` is about to lead to."""
-        if not spti.halved:
+        if spti.kind is not GUEST:
             return self.spti_make_shadow(role, force)
         before = spti.snapshot_entry(index)
         child = self.spti_make_shadow(role, force)
         if spti.snapshot_entry(index) != before:
-            # What the guest entry's other SPTE led to was recycled for this one, and the entry marked as changed.
+            # A table below this one was recycled for it, and the entry marked as changed: its other SPTE led there, or
+            # as one without an SPTE.
             spti.set_snapshot_entry(index, before)
-            self.counters.eager_truncated += 1
+            self.counters.eager_truncated += spti.halved
         return child
 
     def _bind(self, spti: Spti, role: Role) -> None:
@@ -66,23 +72,25 @@ class Life(Asi):
         spti.shift = shadow_shift(role.level)
         spti.synced = False
         spti.fresh = True
-        spti.zeroed = False
         spti.halved = 0
+        self.pool_memory.levels[spti.index] = role.level
         if role.kind is GUEST:
             rules = entry_rules(role.mode, role.level, role.variant, self.config.phys_bits)
             part = guest_part(role.mode, role.level, role.quadrant)
-            narrow = rules.entry_bytes == 4
             spti.rules = rules
             spti.first = part.first
-            spti.entries = (spti.narrow_snapshot if narrow else spti.snapshot)[part.first : part.first + part.count]
-            spti.snapshots = self.pool_memory.d if narrow else self.q
-            spti.first_entry = (spti.base + SNAPSHOT << narrow) + part.first
+            spti.count = part.count
             spti.halved = int(rules.doubled)
             spti.guards = not rules.latched and self.p2m.backed(role.gfn)
-            self.gpts.setdefault(role.gfn, []).append(spti.index)
+            self.snapshots.bind(spti)
+            if role.gfn not in self.gpts:
+                self.gpts[role.gfn] = []
+                self.links.table_appears(role.gfn)
+            self.gpts[role.gfn].append(spti.index)
         else:
             spti.rules = None
             spti.first = 0
+            spti.count = 0
             spti.entries = spti.snapshot[:0]
             spti.guards = False
         self.by_role[role] = spti.index
@@ -98,13 +106,16 @@ class Life(Asi):
             if spti.guards:
                 self.release_gfn(spti.gfn)
         for word in self.links.nodes(self.links.parents(spti.index)):
-            self._orphan_parent_entry(word)
+            if self.q[word]:  # leaving sync, its table may have dropped it
+                self._orphan_parent_entry(word)
         self.drop_all(spti)
         if spti.kind is GUEST:
+            self.snapshots.release(spti)
             tables = self.gpts[spti.gfn]
             tables.remove(spti.index)
             if not tables:
                 del self.gpts[spti.gfn]
+                self.links.table_gone(spti.gfn)
         del self.by_role[spti.role]
         self.orphans.pop(spti.index, None)
         self.dirty[spti.index] = 0
@@ -113,24 +124,27 @@ class Life(Asi):
         if self.watching:
             self.aliases.forget(spti.index)
         self.pool_memory.give_back(spti)
-        self.no_victim = False
+        self.pool_memory.space.no_victim = False
 
     def _orphan_parent_entry(self, word: int) -> None:
         # An eager shadow must find the entry again at the next resync: it looks changed, its table out of sync.
         parent = self.pool_memory.owner(word)
         self.links.unlink(word)
         self.q[word] = 0
+        self.counters.sptes_written += 1
         self.overridden.discard(word)
         if self.eager:
+            self.set_out_of_sync(parent)
             if parent.kind is GUEST:
-                parent.set_snapshot_entry(word & 511, 0)
+                if parent.snapshot_entry(word & 511):
+                    parent.set_snapshot_entry(word & 511, 0)
                 if parent.halved and self.q[word ^ 1]:  # the same guest entry's other SPTE
                     self.drop(parent, word ^ 1)
-            self.set_out_of_sync(parent)
 
     def drop_all(self, spti: Spti) -> None:
         """Unlinks and clears every SPTE of an SPT that is being torn down."""
         used = spti.spt.nonzero()[0]
+        self.counters.sptes_visited += ENTRIES
         if len(used) <= IDLE_DROPS:  # numpy would not pay
             for index in used.tolist():
                 self.drop(spti, spti.base + index)
@@ -144,6 +158,7 @@ class Life(Asi):
             children = [self.pool_memory.child(s).index for s in sptes.tolist() if not s & PTE_PS]
         self.links.unlink_many(words)
         spti.spt[used] = 0
+        self.counters.sptes_written += len(used)
         for child in children:
             self.parent_gone(child)
         if self.overridden:
@@ -151,6 +166,7 @@ class Life(Asi):
 
     def destroy_tree(self, spti: Spti) -> None:
         """Tears down `spti` and whatever nothing else leads to below it."""
+        self.counters.sptes_visited += ENTRIES
         below = (self.pool_memory.child(s) for s in spti.spt[spti.spt != 0].tolist() if self._leads_down(spti, s))
         children = dict.fromkeys(below)  # in their order: a set of objects has another in each run
         self.destroy(spti)
@@ -174,41 +190,75 @@ class Life(Asi):
     # Recycling.
 
     def pick_victim(self, force: bool) -> int | None:
-        """The SPTI to recycle: an orphan, else the least recently used that may go.
+        """The SPTI to recycle: an orphan, else the least recently used that may go; in a shared pool that may be
+        another domain's.
 
-        Never the current root nor a pinned table; under eager fill nothing that the current root reaches, unless
+        Never a domain's current root nor a pinned table; under eager fill nothing that the current root reaches, unless
         `force`.
         """
-        orphan = self.pick_orphan()
-        if orphan is not None:
-            return orphan
-        if self.no_victim and not force:
+        pool = self.pool_memory
+        for domain in (self, *pool.neighbours):
+            orphan = domain.pick_orphan()
+            if orphan is not None:
+                return orphan
+        if pool.space.no_victim and not force:
             return None
-        root = self.root_spti.index if self.root_spti is not None else -1
         memo: dict[int, bool] = {}
         passed: list[int] = []
         found: int | None = None
-        for index in self.pool_memory.lru:
-            if index == root or index in self.pins:
+        for index, owner in pool.order.items():
+            domain = owner or self
+            if domain.spares(index):
                 continue
-            if self.eager and not force and self.reachable(index, memo):
-                passed.append(index)  # in use: it goes to the young end, so that the next search is short
+            if not force and domain.in_use(index, memo):
+                passed.append(index)  # it goes to the young end, so that the next search is short
                 continue
             found = index
             break
         for index in passed:
-            self.pool_memory.touch(index)
+            self.owner_of(index).pool_memory.touch(index)
         if found is None:
-            self.no_victim = True
+            pool.space.no_victim = True
         return found
 
     def pick_orphan(self) -> int | None:
-        """An SPTI that nothing leads to, and that may go."""
-        root = self.root_spti.index if self.root_spti is not None else -1
+        """An SPTI of this domain that nothing leads to, and that may go."""
         for index in self.orphans:
-            if index not in self.pins and index != root:
+            if not self.spares(index):
                 return index
         return None
+
+    def owner_of(self, index: int) -> Tenant:
+        """The domain that uses SPTI `index`."""
+        return self.pool_memory.order[index] or self
+
+    # What another domain may want to know or to have, when the pool is shared: `harness.xi.pool.Tenant`.
+
+    def spares(self, index: int) -> bool:
+        return index in self.pins or (self.root_spti is not None and index == self.root_spti.index)
+
+    def in_use(self, index: int, memo: dict[int, bool]) -> bool:
+        """Under demand fill nothing is: what goes comes back by a fault."""
+        return self.eager and self.reachable(index, memo)
+
+    def evict(self, index: int, asker: Tenant) -> None:
+        self.counters.recycled += 1
+        if asker is not self:
+            self.counters.taken_by_others += 1
+            asker.counters.taken_from_others += 1
+        self.destroy(self.sptis[index])
+
+    def evict_a_piece(self, index: int, asker: Tenant) -> None:
+        """Under demand fill an SPTE may go at any time, so that a full table goes piece by piece."""
+        spti = self.sptis[index]
+        if not self.eager:
+            used = spti.spt.nonzero()[0]
+            if len(used) > IDLE_DROPS:
+                self.counters.sptes_visited += ENTRIES
+                for number in used[:IDLE_DROPS].tolist():
+                    self.drop(spti, spti.base + number)
+                return
+        self.evict(index, asker)
 
     def reachable(self, index: int, memo: dict[int, bool]) -> bool:
         """Whether the current root leads to SPTI `index`, by climbing its parents. `memo` spans calls."""
@@ -233,7 +283,8 @@ class Life(Asi):
         """
         pool = self.pool_memory
         free = len(pool.clean) + len(pool.unclean)
-        if free < LOW_WATER and (self.orphans or free < self.reserve) and self._recycle_ahead(free < self.reserve):
+        reserve = pool.space.reserve
+        if free < LOW_WATER and (self.orphans or free < reserve) and self._recycle_ahead(free < reserve):
             return True
         if pool.unclean and pool.idle_zeroing:
             self.idle_zero(IDLE_ZEROES)
@@ -248,18 +299,9 @@ class Life(Asi):
 
     def _recycle_ahead(self, in_use: bool) -> bool:
         """Works on the next table to be recycled: an orphan, or with `in_use` the least recently used. False when there
-        is none. Under demand fill an SPTE may go at any time, so that a full table goes piece by piece; under eager
-        fill only orphans are taken, and whole."""
+        is none. Under eager fill only orphans are taken."""
         victim = self.pick_victim(False) if in_use and not self.eager else self.pick_orphan()
         if victim is None:
             return False
-        spti = self.sptis[victim]
-        if not self.eager:
-            used = spti.spt.nonzero()[0]
-            if len(used) > IDLE_DROPS:
-                for index in used[:IDLE_DROPS].tolist():
-                    self.drop(spti, spti.base + index)
-                return True
-        self.counters.recycled += 1
-        self.destroy(spti)
+        self.owner_of(victim).evict_a_piece(victim, self)
         return True

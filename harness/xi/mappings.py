@@ -12,7 +12,7 @@ from typing import Any, Final
 from harness.x86.bits import PTE_NX, PTE_P, PTE_RW, PTE_US
 from harness.x86.modes import MODES
 from harness.xi.asi import Asi
-from harness.xi.describe import listed, listed_leaves
+from harness.xi.describe import listed_leaves
 from harness.xi.gpt import SW_OVERRIDE, SW_WRITE
 from harness.xi.pool import SPTI_SHIFT, Spti
 from harness.xi.roles import ROOT_LEVEL, shadow_shift
@@ -78,7 +78,7 @@ def climb(asi: Asi, word: int) -> Iterator[tuple[Spti, int, int]]:
         if spti.level == ROOT_LEVEL[spti.role.mode]:
             yield spti, va, rights
             continue
-        parents = listed(asi, asi.links.parents(spti.index))
+        parents = asi.links.listed(asi.links.parents(spti.index))
         ways += [(parent, va, rights) for parent in parents if asi.sptis[parent >> SPTI_SHIFT].level == spti.level + 1]
 
 

@@ -3,12 +3,15 @@
 All shadow memory is reserved when the domain is made and belongs to it for life: an SPTI owns four consecutive
 frames (SPT, snapshot, two pages of backlinks), so nothing is allocated on the path of a fault. Words of the pool are
 addressed by their index in one flat array; that of SPTE i of SPTI k is ``k * 2048 + i``.
+
+This is the policy ``pool=reserved``; `harness.xi.shared_pool` has the other.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from harness.engine import Bytes, Words
 from harness.x86.bits import PTE_ADDR
 from harness.xi.gpt import EntryRules
 from harness.xi.roles import GUEST, ROOT_LEVEL, Role
+from harness.xi.stats import Stats
 
 FRAMES_PER_SPTI: Final = 4
 SPTI_SHIFT: Final = 11
@@ -58,10 +62,10 @@ def minimum_sptis(mode: str = "long5", pages: int = 1) -> int:
 MINIMUM_SPTIS: Final = minimum_sptis()
 
 
-def idle_reserve(count: int) -> int:
-    """Free SPTIs that idle moments keep ready in a pool of `count`, by recycling tables in use: none of those that a
-    guest needs to make progress."""
-    return max(0, min(LOW_WATER, count - minimum_sptis(pages=PAGES_AT_ONCE)))
+def idle_reserve(count: int, domains: int = 1) -> int:
+    """Free SPTIs that idle moments keep ready in a pool of `count`, by recycling tables in use: none of those that the
+    guests of its `domains` need to make progress."""
+    return max(0, min(LOW_WATER, count - domains * minimum_sptis(pages=PAGES_AT_ONCE)))
 
 
 def pool_frames_for(frames: int, fraction: float = POOL_FRACTION) -> int:
@@ -75,15 +79,17 @@ class Spti:
 
     index: its number; base: word index of its SPT in the pool; mfn: machine frame of its SPT. While in use: role
     (kind, gfn and level repeated for speed), shift (lowest bit of its index in an address), rules (GUEST only), first
-    (first guest entry covered), halved (1 if one guest entry has two SPTEs, else 0), guards (its GPT is
+    and count (guest entries covered), halved (1 if one guest entry has two SPTEs, else 0), guards (its GPT is
     write-protected while in sync). synced: in sync; fresh: never synchronised since it was bound.
-    spt: the 512 SPTEs; snapshot: the guest table's page as of the last synchronisation, and narrow_snapshot the same
-    as 4-byte entries; entries: the part of the snapshot that this SPT covers, in the guest's entry size. For scalar
-    access: snapshots, the pool in words of the guest's entry size, in which `entries` begins at first_entry.
+    spt: the 512 SPTEs; snapshot: its own page for one, and narrow_snapshot the same as 4-byte entries. Where its
+    snapshot is, the guest table's page as of the last synchronisation, is for `harness.xi.snapshots` to say: entries,
+    the part of it that this SPT covers, in the guest's entry size (None when the table itself is the snapshot); for
+    scalar access: snapshots, something of entries of that size, in which those begin at first_entry.
     """
 
     __slots__ = (
         "base",
+        "count",
         "entries",
         "first",
         "first_entry",
@@ -103,7 +109,6 @@ class Spti:
         "snapshots",
         "spt",
         "synced",
-        "zeroed",
     )
 
     def __init__(self, index: int, mfn: int, words: Words, q: memoryview) -> None:
@@ -114,7 +119,7 @@ class Spti:
         self.snapshot: Words = words[self.base + SNAPSHOT : self.base + BACKLINKS]
         self.narrow_snapshot = self.snapshot.view(np.uint32)
         self.entries: Any = self.snapshot
-        self.snapshots = q
+        self.snapshots: Any = q
         self.first_entry = 0
         self.halved = 0
         self.shift = 0
@@ -124,10 +129,10 @@ class Spti:
         self.gfn = 0
         self.level = 0
         self.first = 0
+        self.count = 0
         self.guards = False
         self.synced = False
         self.fresh = True
-        self.zeroed = True
 
     def guest_index(self, index: int) -> int:
         """The guest entry (its number in its page) that SPTE `index` stands for."""
@@ -135,30 +140,33 @@ class Spti:
 
     def snapshot_entry(self, index: int) -> int:
         """The guest entry behind SPTE `index`, as of the last synchronisation."""
-        return self.snapshots[self.first_entry + (index >> self.halved)]
+        entry: int = self.snapshots[self.first_entry + (index >> self.halved)]
+        return entry
 
     def set_snapshot_entry(self, index: int, entry: int) -> None:
         self.snapshots[self.first_entry + (index >> self.halved)] = entry
 
 
-class Pool:
-    """The domain's shadow memory. Every SPTI is on exactly one of: `clean`, `unclean` (both free), `lru` (in use).
+class PoolFrames:
+    """Frames set aside for SPTIs, and which SPTIs are free.
 
-    words: the whole pool, flat uint64; signed: the same as int64; q and d: the same as memoryviews of 8- and 4-byte
-    words, for scalar access. lru: SPTI numbers in use, least recently used first.
+    frames: how many, of 4 KiB, from machine frame base_mfn on. memory: theirs, uint8; words: the same as uint64, flat;
+    signed: as int64; q and d: as memoryviews of 8- and 4-byte words, for scalar access. clean, unclean: numbers of the
+    free SPTIs, zeroed and not. reserve: how many of them idle moments keep ready. no_victim: the last search for an
+    SPTI that may be recycled found none, and nothing has changed since.
     """
 
-    def __init__(self, frames: int, base_mfn: int, memory: Bytes | None, zeroing: str) -> None:
-        """Raises ValueError when the pool is too small for a path, or `memory` has the wrong size, or `zeroing` is
-        not a known policy."""
+    def __init__(self, frames: int, base_mfn: int, memory: Bytes | None = None) -> None:
+        """memory: uint8, 4096 bytes a frame, cleared here; allocated when None.
+
+        Raises ValueError when there is no room for a path, or `memory` has the wrong size.
+        """
         count = frames // FRAMES_PER_SPTI
         if count < MINIMUM_SPTIS:
             raise ValueError(
                 f"a pool of {frames} frames holds {count} SPTIs; the longest path needs {MINIMUM_SPTIS}: "
                 f"reserve at least {MINIMUM_SPTIS * FRAMES_PER_SPTI} frames"
             )
-        if zeroing not in ZEROING:
-            raise ValueError(f"zeroing={zeroing!r}: the policies are {', '.join(ZEROING)}")
         if memory is None:
             memory = np.zeros(frames * 4096, np.uint8)
         if memory.dtype != np.uint8 or memory.size != frames * 4096:
@@ -166,22 +174,95 @@ class Pool:
         memory[:] = 0
         self.base_mfn = base_mfn
         self.frames = frames
+        self.memory = memory
         self.words: Words = memory.view(np.uint64)
         self.signed = memory.view(np.int64)
         view = memory.data.cast("B")
         self.q = view.cast("Q")
         self.d = view.cast("I")
-        self.sptis = [Spti(k, base_mfn + k * FRAMES_PER_SPTI, self.words, self.q) for k in range(count)]
-        self.idle_zeroing = zeroing == "idle"
-        self.clean: deque[int] = deque(range(count) if self.idle_zeroing else ())
-        self.unclean: deque[int] = deque(() if self.idle_zeroing else range(count))
-        if not self.idle_zeroing:
-            for spti in self.sptis:
-                spti.zeroed = False
+        self.clean: deque[int] = deque(range(count))
+        self.unclean: deque[int] = deque()
+        self.reserve = idle_reserve(count)
+        self.no_victim = False
+
+
+class Tenant(Protocol):
+    """A domain, as those see it with whom it shares a pool."""
+
+    counters: Stats
+    pool_memory: Pool
+    root_spti: Spti | None
+
+    def pick_orphan(self) -> int | None:
+        """An SPTI of its own that nothing leads to, and that may go."""
+
+    def spares(self, index: int) -> bool:
+        """Whether its SPTI `index` may not go, whoever needs one."""
+
+    def in_use(self, index: int, memo: dict[int, bool]) -> bool:
+        """Whether its SPTI `index` should not go unless an access cannot be served otherwise. `memo` spans calls."""
+
+    def evict(self, index: int, asker: Tenant) -> None:
+        """Tears down its SPT `index`, since `asker` needs an SPTI."""
+
+    def evict_a_piece(self, index: int, asker: Tenant) -> None:
+        """The same, or the next short piece of it."""
+
+
+class Pool:
+    """A domain's shadow memory, and its SPTIs in it: each is free, or on its `lru`.
+
+    words, signed, q, d, clean, unclean: see `PoolFrames`. sptis: a record of each. lru: SPTI numbers in use, least
+    recently used first. levels: for each SPTI the level of its SPT, 0 while the domain does not use it. order: the
+    SPTIs of all domains, least recently used first, and whose each is (None: this domain's). neighbours: other domains
+    that use the same frames. zeroed_words: how much of an SPTI may have been used, and is cleared for the next.
+    """
+
+    policy = "reserved"
+
+    def __init__(self, space: PoolFrames, zeroing: str, zeroed_words: int = BACKLINKS) -> None:
+        """Raises ValueError when `zeroing` is not a known policy."""
+        if zeroing not in ZEROING:
+            raise ValueError(f"zeroing={zeroing!r}: the policies are {', '.join(ZEROING)}")
+        self.space = space
+        self.base_mfn, self.frames = space.base_mfn, space.frames
+        self.words, self.signed, self.q, self.d = space.words, space.signed, space.q, space.d
+        self.clean, self.unclean = space.clean, space.unclean
+        count = self.frames // FRAMES_PER_SPTI
+        self.sptis = [Spti(k, self.base_mfn + k * FRAMES_PER_SPTI, self.words, self.q) for k in range(count)]
         self.lru: OrderedDict[int, None] = OrderedDict()
+        self.order: Mapping[int, Tenant | None] = self.lru
+        self.levels = bytearray(count)
+        self.idle_zeroing = zeroing == "idle"
+        self.zeroed_words = zeroed_words
+        if not self.idle_zeroing:  # nothing counts as zero ahead of need
+            self.unclean.extend(self.clean)
+            self.clean.clear()
+
+    def join(self, domain: Tenant) -> None:
+        """`domain` is ready to use the pool."""
 
     def __len__(self) -> int:
         return len(self.sptis)
+
+    @property
+    def held(self) -> int:
+        """How many SPTIs the domain has, whether it uses them or not."""
+        return len(self.sptis)
+
+    @property
+    def held_peak(self) -> int:
+        """The most that it ever had."""
+        return len(self.sptis)
+
+    @property
+    def neighbours(self) -> Sequence[Tenant]:
+        return ()
+
+    @property
+    def elsewhere(self) -> list[int]:
+        """The SPTIs that other domains use."""
+        return []
 
     @property
     def free(self) -> int:
@@ -189,10 +270,8 @@ class Pool:
         return len(self.clean) + len(self.unclean)
 
     def zero(self, spti: Spti) -> None:
-        """Clears the SPT and the snapshot; backlinks are zero already, each was unlinked."""
-        spti.spt[:] = 0
-        spti.snapshot[:] = 0
-        spti.zeroed = True
+        """Clears the SPT, and the snapshot if it may have been used; backlinks are zero already, each was unlinked."""
+        self.words[spti.base : spti.base + self.zeroed_words] = 0
 
     def idle_zero(self, count: int) -> int:
         """Zeroes up to `count` free SPTIs, as the idle loop would. How many were; 0 under ``critical-path``."""
@@ -221,11 +300,11 @@ class Pool:
     def give_back(self, spti: Spti) -> None:
         """Puts an SPTI whose SPTEs are all unlinked on the free list."""
         del self.lru[spti.index]
+        self.levels[spti.index] = 0
         spti.role = None
         spti.rules = None
         spti.synced = False
         spti.guards = False
-        spti.zeroed = False
         self.unclean.append(spti.index)
 
     def touch(self, index: int) -> None:

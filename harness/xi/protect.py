@@ -10,9 +10,9 @@ from typing import Final
 import numpy as np
 
 from harness.engine import Bytes
-from harness.x86.bits import PTE_D, PTE_RW
-from harness.xi.backlinks import Ints
+from harness.x86.bits import PTE_D, PTE_PS, PTE_RW
 from harness.xi.large import LargePages
+from harness.xi.links import Ints
 from harness.xi.pool import Spti
 
 _RW: Final = np.uint64(PTE_RW)
@@ -52,22 +52,28 @@ class Protection(LargePages):
 
     def protect_spte(self, word: int) -> None:
         """Takes RW from one SPTE; its D bit keeps what the guest's entry allows."""
-        self.q[word] &= ~PTE_RW
+        spte = self.q[word]
+        if spte & PTE_RW:
+            self.q[word] = spte & ~PTE_RW
+            self.counters.sptes_written += 1
 
     def divide_around(self, gfn: int, level: int) -> None:
         """Divides every large page of `level` that contains `gfn`."""
-        slot = self.links.slot(level, gfn)
-        while self.links.heads[slot]:  # each division takes the first off the list
-            word = self.links.heads[slot] - 1
-            self.divide_large_page(self.pool_memory.owner(word), word)
+        first = gfn & -(1 << 9 * (level - 1))
+        for word in self.links.nodes(self.links.slot(level, gfn)):
+            spti, spte = self.pool_memory.owner(word), self.q[word]
+            # Its table may have been recycled for the pieces of the one before.
+            if spti.level == level and spte & PTE_PS and self.leaf_gfn(spte) == first:
+                self.divide_large_page(spti, word)
 
     def unprotect_gfn(self, gfn: int) -> None:
         if self.logging and not self.logged[gfn]:
             return
         q = self.q
         for word in self.links.nodes(gfn):
-            if q[word] & PTE_D:
+            if q[word] & (PTE_D | PTE_RW) == PTE_D:
                 q[word] |= PTE_RW
+                self.counters.sptes_written += 1
 
     def table_written(self, gfn: int) -> None:
         """The guest stores to its table `gfn`: every SPTI of it goes out of sync. See `harness.engine`."""

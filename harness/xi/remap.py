@@ -73,10 +73,13 @@ class Remap(Faults):
         rules = spti.rules
         assert rules is not None
         wanted = gfn << 12 | PTE_P
-        entries = spti.entries.astype(np.uint64)
+        entries = self.snapshots.entries_of(spti).astype(np.uint64)
+        self.counters.entries_compared += len(entries)
         for number in np.flatnonzero(entries & np.uint64(rules.frame_mask | PTE_P) == wanted).tolist():
             for at in (number * 2, number * 2 + 1) if rules.doubled else (number,):
                 self.resync_spte(spti, at, int(entries[number]), True)
+                if spti.snapshot_entry(at) != entries[number]:  # a table below was recycled, and this entry marked
+                    spti.set_snapshot_entry(at, int(entries[number]))
 
     def _rebind(self, spti: Spti) -> None:
         # A table that gained or lost its frame: guarded or not is decided when an SPTI is bound.

@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 
 from harness.engine import Words
-from harness.x86.bits import PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PK, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
-from harness.xi.backlinks import Ints
+from harness.x86.bits import ENTRIES, PTE_ADDR, PTE_D, PTE_NX, PTE_P, PTE_PK, PTE_PK_SHIFT, PTE_PS, PTE_RW, PTE_US
 from harness.xi.decision import RESYNC, Resync
-from harness.xi.gpt import AD, SW_OVERRIDE, SW_WRITE, divided_flags
+from harness.xi.gpt import SW_OVERRIDE, SW_WRITE, divided_flags
+from harness.xi.links import Ints
 from harness.xi.pool import SPTI_SHIFT, Spti
 from harness.xi.protect import Protection
 from harness.xi.roles import GUEST, VARIANT_READ_ONLY_ABOVE, VARIANT_SUPERVISOR_ABOVE, Role
+from harness.xi.snapshots import Mask
 
 BULK: Final = 12  # from this many changed entries on, a leaf table is done with numpy
-AD_PAIR: Final = AD | AD << 32  # A and D in both halves of a word: the entries of 32-bit guests
 
 _WAS_LEAF, _WAS_DIVIDED, _WAS_TABLE = (RESYNC.features[0].values.index(n) for n in ("leaf", "divided", "table"))
 _NOW_SHIFT: Final = RESYNC.shift["now"]
@@ -81,6 +81,7 @@ class Resynchronisation(Protection):
     def _is_below(self, spti: Spti, index: int, word: int) -> bool:
         """Whether `spti` leads to SPTI `index`, as it did through the SPTE at `word` when that was noted: it may have
         been unlinked since, or recycled, or have moved to another SPTE."""
+        self.counters.sptes_visited += 1
         spte = self.q[word]
         if spte and not spte & PTE_PS and self.pool_memory.child(spte).index == index:
             return True
@@ -100,11 +101,12 @@ class Resynchronisation(Protection):
             now = np.array(self.pdptes, np.uint64)
             self.resync_changed(spti, now)
             spti.entries[:] = now
+            self.counters.words_copied += len(now)
         else:
             page = self.guest_page(spti)
             if self.eager or not spti.fresh:  # with no SPTE, and none to be made, there is nothing to decide
                 now = page.view(np.uint32) if rules.entry_bytes == 4 else page
-                self.resync_changed(spti, now[spti.first : spti.first + len(spti.entries)])
+                self.resync_changed(spti, now[spti.first : spti.first + spti.count])
             self.take_snapshot(spti, page)
         self.set_synced(spti)
 
@@ -114,6 +116,8 @@ class Resynchronisation(Protection):
         Under demand fill those without an SPTE are left out: the decision for them is to keep it so.
         """
         changed = (now != spti.entries).nonzero()[0]
+        self.counters.entries_compared += len(now)
+        self.counters.sptes_visited += len(changed) << spti.halved
         if len(changed) and not self.eager:
             sptes = spti.spt[changed * 2] | spti.spt[changed * 2 + 1] if spti.halved else spti.spt[changed]
             changed = changed[sptes.nonzero()[0]]
@@ -122,20 +126,49 @@ class Resynchronisation(Protection):
 
     def take_snapshot(self, spti: Spti, page: Words) -> None:
         """The snapshot becomes the guest table's page as it is now."""
-        spti.snapshot[:] = page
+        self.snapshots.keep(spti, page)
+
+    def realign(self, spti: Spti) -> None:
+        entries = spti.entries
+        used: Mask = spti.spt != 0
+        if spti.halved:
+            used = used[::2] | used[1::2]
+        wanted = used[: spti.count].nonzero()[0]
+        self.counters.sptes_visited += ENTRIES
+        self.counters.entries_compared += len(wanted)
+        self._act_on(spti, wanted, entries, False)
+        if self.eager:  # what has no SPTE must be found changed at the next synchronisation
+            empty: Mask = spti.spt == 0
+            if spti.halved:  # while one of two is in place, the other is missing for want of an SPTI
+                empty = empty[::2] & empty[1::2]
+            entries[empty[: spti.count]] = 0
+
+    def made(self, spti: Spti) -> None:
+        if not self.snapshots.sync_when_made or not spti.fresh or spti.synced:
+            return
+        counters = self.counters
+        entries, below = counters.resynced_entries, counters.entries_when_made
+        counters.synced_when_made += 1
+        self._sync_subtree(spti)
+        self.exposed.discard(spti.index)
+        below = counters.entries_when_made - below  # decided in tables that were made for this one
+        counters.entries_when_made += counters.resynced_entries - entries - below
 
     def resync_entries(self, spti: Spti, changed: Ints, now: Words) -> None:
         """Acts on the entries numbered `changed` (within the SPT's part); `now` is that part as it is now."""
+        self._act_on(spti, changed, now, self.eager)
+
+    def _act_on(self, spti: Spti, changed: Ints, now: Words, fill: bool) -> None:
         self.counters.resynced_entries += len(changed)
         if spti.level == 1 and len(changed) >= BULK:
-            self.resync_many(spti, changed, now[changed].astype(np.uint64))
+            self.resync_many(spti, changed, now[changed].astype(np.uint64), fill)
             return
         for number, entry in zip(changed.tolist(), now[changed].tolist(), strict=True):
             if spti.halved:
-                self.resync_spte(spti, number * 2, entry, self.eager)
-                self.resync_spte(spti, number * 2 + 1, entry, self.eager)
+                self.resync_spte(spti, number * 2, entry, fill)
+                self.resync_spte(spti, number * 2 + 1, entry, fill)
             else:
-                self.resync_spte(spti, number, entry, self.eager)
+                self.resync_spte(spti, number, entry, fill)
 
     # One entry.
 
@@ -231,6 +264,7 @@ class Resynchronisation(Protection):
         if new == spte:
             return
         self.q[word] = new
+        self.counters.sptes_written += 1
         if spte & SW_OVERRIDE:
             self.overridden.discard(word)
         if self.watching:
@@ -246,6 +280,7 @@ class Resynchronisation(Protection):
             child = self.make_child(spti, index, self.child_role(spti, index, gfn, entry), force)
             if child is not None:
                 self.set_child(spti, word, child, flags)
+                self.made(child)
         elif now == _LARGE and not self.whole(gfn, spti.level):
             self.counters.divided += 1
             self.link_divided(spti, word, gfn, (flags & PTE_PK) >> PTE_PK_SHIFT, divided_flags(flags), force)
@@ -282,10 +317,10 @@ class Resynchronisation(Protection):
 
     # Many entries of a leaf table.
 
-    def resync_many(self, spti: Spti, index: Ints, entries: Words) -> None:
+    def resync_many(self, spti: Spti, index: Ints, entries: Words, fill: bool) -> None:
         """`resync_spte` for many entries of a level-1 SPT at once: the same table, gathered with numpy.
 
-        index: SPTE numbers, unique; entries: the guest's entries there, as uint64.
+        index: SPTE numbers, unique; entries: the guest's entries there, as uint64; fill: bring new translations in.
         """
         rules = spti.rules
         assert rules is not None
@@ -302,7 +337,7 @@ class Resynchronisation(Protection):
         same &= good
         packed = (good.view(np.uint8) * _LEAF_U8) | (present.view(np.uint8) * _WAS_LEAF_U8)
         packed |= same.view(np.uint8) * _SAME_U8
-        if self.eager:
+        if fill:
             packed |= _FILL_U8
         action = RESYNC.array[packed]
 
@@ -317,11 +352,15 @@ class Resynchronisation(Protection):
                 words = self.words_of(spti, index[gone])
                 self.links.unlink_many(words)
                 spti.spt[index[gone]] = 0
+                self.counters.sptes_written += len(words)
+                old[gone] = 0
                 if self.overridden:
                     self.overridden.difference_update(words.tolist())
             if self.overridden:
                 self.overridden.difference_update(self.words_of(spti, index[written]).tolist())
-        spti.spt[index[written]] = (address | flags)[written]
+        sptes = (address | flags)[written]
+        self.counters.sptes_written += int(np.count_nonzero(sptes != old[written]))
+        spti.spt[index[written]] = sptes
         self.links.link_many(self.words_of(spti, index[new]), gfns[new])
         if self.watching:
             self.aliases.mark_guarded(gfns[written])
@@ -368,6 +407,7 @@ class Resynchronisation(Protection):
                 stack.extend(self.dirty_children(spti))
         spti = root
         while spti.level > 1:
+            self.counters.sptes_visited += 1
             spte = self.q[spti.base + (va >> spti.shift & 511)]
             if not spte or spte & PTE_PS:
                 return None
@@ -379,6 +419,8 @@ class Resynchronisation(Protection):
         assert spti.rules is not None
         at = self.p2m.to_mfn[spti.gfn] << 12
         number = spti.guest_index(index)
+        self.counters.sptes_visited += 1
+        self.counters.entries_compared += 1
         if spti.rules.entry_bytes == 4:
             entry = self.memory.read32(at + number * 4)
         else:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from harness.engine import Words
 from harness.x86.bits import PTE_ADDR, PTE_NX, PTE_PS
 from harness.x86.modes import MODES
-from harness.xi.backlinks import Backlinks
 from harness.xi.gpt import SW_WRITE
+from harness.xi.links import Links
 from harness.xi.p2m import P2m
 from harness.xi.pool import Pool, Spti
 from harness.xi.roles import ROOT_LEVEL, shadow_shift
@@ -53,7 +53,7 @@ class Aliases:
     def __init__(
         self,
         pool: Pool,
-        links: Backlinks,
+        links: Links,
         p2m: P2m,
         guarded: npt.NDArray[np.uint16],
         stats: Stats,
@@ -62,7 +62,7 @@ class Aliases:
         """`follows`: the engine calls what stands under "Told by the engine", at every change."""
         self._follows = follows
         self._pool = pool
-        self._links = links
+        self._links = links.aside()
         self._p2m = p2m
         self._guarded = guarded
         self._stats = stats

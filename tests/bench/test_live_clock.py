@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
 
 from harness.bench import wall
-from harness.bench.exit_clock import Exit, ExitClock
+from harness.bench.exit_clock import SETTLED, TURN, Exit, ExitClock
 from harness.bench.no_op import NoOp
 from harness.catalogue import load_catalogue
 from harness.live.session import LiveSession
 from harness.machine.errors import MachineError
 from harness.machine.vcpu import Vcpu
 from harness.options import RunOptions
+
+pytestmark = pytest.mark.two_cores
 
 LIVE = RunOptions(mode="live")
 CHECKPOINTS = 9  # of `basic`
@@ -58,6 +61,18 @@ def test_no_ops_between_exits_do_nothing_to_the_guest() -> None:
     made = [exit for exit in exits if exit.no_op]
     assert len(exits) // 2 < len(made) < len(exits), "there are none before the guest is in long mode"
     assert all(0 < exit.no_op < 1 for exit in made)
+
+
+def test_the_sides_are_exchanged_and_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.bench.exit_clock.TURN", 2 * SETTLED)
+    before = os.sched_getaffinity(0)
+    session, exits = timed_run(no_ops=True)
+    assert session.record.verdict == "pass"
+    assert os.sched_getaffinity(0) == before
+    assert [exit.turn for exit in exits] == [number // (2 * SETTLED) for number in range(len(exits))]
+    assert exits[-1].turn > 2
+    assert not any(exit.no_op for number, exit in enumerate(exits) if number % (2 * SETTLED) < SETTLED)
+    assert SETTLED < TURN
 
 
 def test_a_no_op_that_leaves_otherwise_is_no_floor() -> None:

@@ -84,7 +84,7 @@ class Debugging:
 
     def __exit__(self, *exception: object) -> None:
         for gdb in self._gdbs:
-            gdb.child.close(force=True)
+            gdb.kill()
         with contextlib.suppress(ProcessLookupError):
             if self.harness.isalive():
                 os.kill(self.harness.pid, signal.SIGTERM)

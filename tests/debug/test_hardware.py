@@ -26,7 +26,7 @@ from harness.x86.walk import USER, judge
 
 MAPPED = "mapped, no flush needed"
 PAGES = 14
-modes = pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.LIVE])
+modes = pytest.mark.parametrize("mode", [Mode.OBSERVE, pytest.param(Mode.LIVE, marks=pytest.mark.two_cores)])
 pagings = pytest.mark.parametrize("paging", ["nopae", "pae", "long4"])
 
 
@@ -179,6 +179,7 @@ def test_observed_guests_probe_at_checkpoints_only() -> None:
         assert MARK not in walk
 
 
+@pytest.mark.two_cores
 def test_a_cr3_flush_is_an_event_and_both_agree_afterwards() -> None:
     with make_session(Mode.LIVE, "basic", "pae") as session:
         assert session.run_to_checkpoint(MAPPED) is not None
@@ -191,6 +192,7 @@ def test_a_cr3_flush_is_an_event_and_both_agree_afterwards() -> None:
         assert session.finish().verdict == "pass"
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("level", [1, 2])
 def test_a_shadow_that_leads_out_of_the_guest_is_not_followed(level: int) -> None:
     with make_session(Mode.LIVE, "basic", "long4") as session:

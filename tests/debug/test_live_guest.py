@@ -30,7 +30,7 @@ from tests.intercept.tiny_debugged import (
 )
 from tests.x86.assemble import needs_assembler
 
-pytestmark = needs_assembler
+pytestmark = [needs_assembler, pytest.mark.two_cores]
 
 EXIT = STATUS << 1 | 1
 

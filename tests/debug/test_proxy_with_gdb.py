@@ -127,7 +127,7 @@ def test_ctrl_c_stops_a_guest_that_spins(user: Gdb, run: FakeRun) -> None:
     user.do("set var $pc = &spin")
     for _ in range(3):
         user.start("continue", "Continuing.")
-        eventually(lambda: run.proxy.waiting and run.ways[-1] is Resume.CONTINUE)
+        eventually(lambda: run.proxy.waiting and run.ways[-1:] == [Resume.CONTINUE])
         assert "Program received signal SIGINT" in user.interrupt()
         assert "jmp spin" in user.do("frame")
 
@@ -212,7 +212,7 @@ def test_a_gdb_that_is_killed_leaves_no_point_and_the_next_one_is_served(
     else:
         user.do("set var $pc = &again")
     os.kill(user.child.pid, signal.SIGKILL)
-    eventually(lambda: run.ways[-1] is Resume.GONE)
+    eventually(lambda: run.ways[-1:] == [Resume.GONE])
     assert len(run.guest.points) == 0
     with gdb(image) as second:
         assert "() at" in second.do(f"target remote {run.server.path}")
@@ -230,7 +230,7 @@ def test_a_second_gdb_is_turned_away_and_told_why(user: Gdb, run: FakeRun, image
 def test_a_gdb_that_detached_can_come_back(user: Gdb, run: FakeRun) -> None:
     user.do("set var $pc = &spin")
     user.do("detach")
-    eventually(lambda: run.ways[-1] is Resume.DETACH)
+    eventually(lambda: run.ways[-1:] == [Resume.DETACH])
     assert "jmp spin" in user.do(f"target remote {run.server.path}")
 
 

@@ -18,7 +18,7 @@ from harness.options import RunOptions
 from harness.placement import place
 from tests.x86.assemble import link, needs_assembler
 
-pytestmark = needs_assembler
+pytestmark = [needs_assembler, pytest.mark.two_cores]
 
 SOURCE = """
 .code32

@@ -18,7 +18,7 @@ from harness.x86.msrs import MSR_VM_CR, MSR_VM_HSAVE_PA
 from tests.x86 import test_control_writes_native as native
 from tests.x86.assemble import link, needs_assembler
 
-pytestmark = needs_assembler
+pytestmark = [needs_assembler, pytest.mark.two_cores]
 
 
 def cpuid(leaf: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 
+import pytest
+
 from harness.catalogue import load_catalogue
 from harness.intercept.interception import Outcome
 from harness.intercept.live import EXITCODE, LOOK_EVERY, RIP
@@ -12,6 +14,8 @@ from harness.live.session import LiveSession
 from harness.machine.deadline import Deadline
 from harness.machine.monitor_abi import ExitCode
 from harness.options import RunOptions
+
+pytestmark = pytest.mark.two_cores
 
 
 def session() -> LiveSession:

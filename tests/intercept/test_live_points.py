@@ -25,7 +25,7 @@ from harness.x86.access import Access
 from tests.intercept.tiny_debugged import FRAME_B, PAGE_A, STATUS, TABLE, TABLES, tiny_image, tiny_session
 from tests.x86.assemble import needs_assembler
 
-pytestmark = needs_assembler
+pytestmark = [needs_assembler, pytest.mark.two_cores]
 
 EXIT = STATUS << 1 | 1
 LVT0, EXTERNAL = 0xFEE0_0350, 0x700  # of the local APIC: the interrupts of the PIC come through

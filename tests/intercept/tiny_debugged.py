@@ -22,6 +22,7 @@ TABLE = 0x30_1000  # of both pages, mapped at its own address
 NOWHERE = 0x80_0000  # not mapped
 STATUS = 7  # what the guest ends with
 ENTRY = 0x10_0000
+MEMORY_MIB = 8  # each frame is mapped and tagged before the guest starts
 
 _LONG_PD = "movl $0x83, 0x304000\nmovl $0x200083, 0x304008\nmovl $0x301003, 0x304010\n"
 
@@ -109,7 +110,7 @@ sub: ret
 idle: sti
 halt: hlt
     jmp end
-timer: # one interrupt, some 30 ms from now
+timer: # one interrupt, some 55 ms from now
     movb $0x11, %al
     outb %al, $0x20
     movb $0x20, %al
@@ -122,7 +123,7 @@ timer: # one interrupt, some 30 ms from now
     outb %al, $0x21
     movb $0x30, %al
     outb %al, $0x43
-    movb $0x80, %al
+    movb $0xff, %al
     outb %al, $0x40
     outb %al, $0x40
     jmp idle
@@ -180,4 +181,4 @@ def tiny_image(paging: str, directory: Path) -> Image:
 def tiny_session(paging: str, directory: Path, stress: bool = False) -> LiveSession:
     """The guest in live mode, at its entry once it is entered."""
     guest = replace(load_catalogue()["basic"], image=tiny_image(paging, directory).path)
-    return LiveSession(guest, paging, RunOptions(mode="live", stress=stress))
+    return LiveSession(guest, paging, RunOptions(mode="live", stress=stress, memory_mib=MEMORY_MIB))

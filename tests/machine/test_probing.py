@@ -19,6 +19,8 @@ from harness.x86.access import Access
 from harness.x86.modes import MODES, PAE
 from tests.machine.tiny_live import CODE, PD, ROOTS, VMMCALL, Live, enter, live_machine, run, shadow_root
 
+pytestmark = pytest.mark.two_cores
+
 ROOM = 0x700000  # tables of the tests
 FRAME = 0x900000
 GFN = 0x123

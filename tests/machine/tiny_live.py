@@ -66,7 +66,6 @@ def enter(vcpu: Vcpu, mode: str, cr4: int = 0, rip: int = CODE) -> None:
     vmcb["cr0"], vmcb["cr3"], vmcb["cr4"] = root.control.cr0, root.root, root.control.cr4
     vmcb["efer"] = root.control.efer | bits.EFER_SVME
     vmcb["rflags"], vmcb["rip"], vmcb["rsp"] = 2, rip, 0x7000
-    vcpu.flush()
 
 
 def run(vcpu: Vcpu, seconds: float = 5.0) -> int:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from harness import cli
 from harness.catalogue import load_catalogue
 from harness.engine import RETRY, EngineConfig, ShadowEngine
 from harness.live.session import LiveSession
@@ -299,6 +301,7 @@ def _migrate(
     return run_migration(load_catalogue()[name], paging, options, plan, make_engine=engine)
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("paging", ["nopae", "pae", "long4", "long5"])
 def test_a_guest_finishes_its_plan_on_the_other_machine(paging: str) -> None:
     record, report = _migrate("basic", paging)
@@ -315,6 +318,7 @@ def test_a_guest_finishes_its_plan_on_the_other_machine(paging: str) -> None:
     assert 0 < report.stopped_us < report.checking_us * 100
 
 
+@pytest.mark.two_cores
 def test_a_guest_that_stores_all_the_time_takes_several_rounds() -> None:
     record, report = _migrate("churn", "long4", MigrationPlan(after=1, exits=10, limits=Limits(threshold=8)))
     assert (record.verdict, report.unequal) == ("pass", 0)
@@ -324,6 +328,7 @@ def test_a_guest_that_stores_all_the_time_takes_several_rounds() -> None:
     assert "--after 1 --exits 10" in record.repro[0]
 
 
+@pytest.mark.two_cores
 def test_a_guest_that_never_leaves_is_pulled_out() -> None:
     options = RunOptions(mode="live", probe_budget=60, time_limit=1.5)
     record, report = _migrate("hostile_loop", "long4", MigrationPlan(after=1, limits=Limits(rate=0)), options=options)
@@ -332,6 +337,7 @@ def test_a_guest_that_never_leaves_is_pulled_out() -> None:
     assert record.verdict == "timeout"
 
 
+@pytest.mark.two_cores
 def test_the_source_is_poisoned_and_ended_before_the_guest_goes_on() -> None:
     source = LiveSession(load_catalogue()["basic"], "pae", LIVE)
     seen: list[tuple[bool, bool, bool]] = []
@@ -351,6 +357,7 @@ def test_the_source_is_poisoned_and_ended_before_the_guest_goes_on() -> None:
     assert source.record.verdict == "pass"
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize("broken", [DropsOne, OwnStoresUnlogged])
 def test_a_log_with_holes_fails_the_comparison(broken: Engine) -> None:
     # What the log misses shows when it happens behind the copying's back: on a slow day not at the first go.
@@ -364,6 +371,7 @@ def test_a_log_with_holes_fails_the_comparison(broken: Engine) -> None:
     assert record.reason.startswith("the copy is not like the original: 8,096 frames compared")
 
 
+@pytest.mark.two_cores
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
@@ -385,13 +393,10 @@ def test_what_does_not_run_live_is_not_migrated() -> None:
 # ---- the command
 
 
-def _xi(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", "migrate", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-
-
+@pytest.mark.two_cores
 def test_the_command_tells_the_rounds_and_the_verdict() -> None:
-    done = _xi("basic", "--paging", "pae", "--json", "-")
+    command = [sys.executable, "-m", "harness", "migrate", "basic", "--paging", "pae", "--json", "-"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["runs"][0]["verdict"] == "pass"
@@ -411,7 +416,7 @@ def test_the_command_tells_the_rounds_and_the_verdict() -> None:
     ],
 )
 def test_a_wrong_command_line_is_status_2(arguments: list[str], complaint: str) -> None:
-    done = _xi(*arguments)
-    assert done.returncode == 2
+    done = CliRunner().invoke(cli.app, ["migrate", *arguments])
+    assert done.exit_code == 2
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr

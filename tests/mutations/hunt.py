@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from harness.catalogue import load_catalogue
 from harness.check.plan import Planner
-from harness.engine import EngineConfig, MachineMemory
 from harness.guest_target import GuestTarget
 from harness.options import RunOptions
+from harness.peers.faults import NoRoom
 from harness.session import Session
-from harness.xi.engine import XiEngine
 from tests.mutations.evidence import audited, mismatched
-from tests.mutations.live_hunt import RUNS
-from tests.mutations.mutation import Catch, Mutation
+from tests.mutations.live_hunt import LIVE_RUNS
+from tests.mutations.mutation import Catch, Mutation, Way
+from tests.mutations.replays import run_replayed
+
+BREAKDOWNS: Final = (LookupError, TypeError, NoRoom)  # of an engine whose lists do not fit each other any more
+RUNS: Final = LIVE_RUNS | {Way.REPLAY: run_replayed, Way.REPEAT: run_replayed}
 
 
 class MutatedSession(Session):
     """A session whose engine and interception are broken as the mutation says."""
 
     def __init__(self, mutation: Mutation) -> None:
-        def broken(config: EngineConfig, memory: MachineMemory) -> XiEngine:
-            changes: dict[str, Any] = dict(mutation.config)
-            return mutation.engine(replace(config, **changes), memory)
-
         options = RunOptions(probe_budget=mutation.probes)
-        super().__init__(load_catalogue()[mutation.guest], mutation.paging, options, make_engine=broken)
+        super().__init__(load_catalogue()[mutation.guest], mutation.paging, options, make_engine=mutation.make_engine)
         self._mutation = mutation
 
     def _reach_entry(self) -> None:
@@ -61,12 +59,12 @@ def hunt(mutation: Mutation) -> Catch:
     catch = Catch(mutation)
     try:
         if mutation.script is not None:
-            audited(catch, mutation.script(mutation.engine).engine)
+            audited(catch, mutation.script(mutation.engine, mutation.policies).engine)
         else:
             RUNS.get(mutation.way, _run)(catch)
     except AssertionError as error:
         catch.note("assertion", _raised(error))
-    except LookupError as error:  # an engine whose lists do not fit each other any more
+    except BREAKDOWNS as error:
         catch.note("exception", _raised(error))
     catch.seconds = time.monotonic() - began
     return catch

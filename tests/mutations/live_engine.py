@@ -9,6 +9,7 @@ from harness.x86.access import Access
 from harness.x86.bits import PF_I, PTE_A, PTE_P
 from harness.xi.engine import XiEngine
 from harness.xi.guest_walk import Walk
+from harness.xi.known_paths import KnownPath
 from harness.xi.pool import Spti
 from tests.mutations.mutation import Mutation, Way, caught
 from tests.mutations.oracles import NeverDirty
@@ -24,6 +25,10 @@ FEW: Final = 48  # probes a checkpoint, where the guest has many of them
 
 class NoResyncAtFault(XiEngine):
     """A fault goes by the entry that the last synchronisation saw, not by the guest's as it is now."""
+
+    def _known_fault(self, va: int, access: int, known: KnownPath) -> int | None:
+        """Nothing: it looks at the guest's."""
+        return None
 
     def _fill_entry(self, spti: Spti, index: int, walk: Walk, override: bool) -> None:
         if spti.rules is not None and not spti.fresh and not spti.synced:
@@ -64,11 +69,10 @@ class OneParentKept(XiEngine):
 class AccessedAround(XiEngine):
     """With the entry of a page, A is set in its neighbour, as if it had been used."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        address = walk.addresses[-1] ^ 8 if walk.addresses else 0
-        if address and self.memory.read64(address) & PTE_P:
-            self.memory.or64(address, PTE_A)
-        return super().set_accessed(walk, store)
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        super()._set_in_guest(address, missing)
+        if self.memory.read64(address ^ 8) & PTE_P:
+            self.memory.or64(address ^ 8, PTE_A)
 
 
 class MarkedWhenRefused(XiEngine):
@@ -129,9 +133,8 @@ class KeysUnheard(XiEngine):
 class AccessedNever(XiEngine):
     """Shows the shadow an A bit that it does not set in the guest's entry."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        walk.entries[:] = [entry | PTE_A for entry in walk.entries]
-        return super().set_accessed(walk, store)
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        super()._set_in_guest(address, missing & ~PTE_A)
 
 
 def _live(

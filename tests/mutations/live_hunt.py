@@ -12,7 +12,6 @@ from typing import Any, Final
 import pytest
 
 from harness.catalogue import Guest, load_catalogue
-from harness.engine import EngineConfig, MachineMemory
 from harness.live import session as live_session
 from harness.live.session import LiveSession
 from harness.machine.errors import MachineError, MachineUnavailable
@@ -22,7 +21,6 @@ from harness.options import RunOptions
 from harness.report.record import RunRecord
 from harness.twin.compare import Leg, run_twin
 from harness.twin.live_leg import LiveLeg
-from harness.xi.engine import XiEngine
 from tests.mutations.evidence import audited, mismatched
 from tests.mutations.mutation import Catch, Mutation, Way
 from tests.x86.assemble import TOOLS, link
@@ -60,15 +58,11 @@ class MutatedLiveSession(LiveSession):
     """A session whose engine and parts are broken as the mutation says."""
 
     def __init__(self, mutation: Mutation, options: RunOptions | None = None) -> None:
-        def broken(config: EngineConfig, memory: MachineMemory) -> XiEngine:
-            changes: dict[str, Any] = dict(mutation.config)
-            return mutation.engine(replace(config, **changes), memory)
-
         super().__init__(
             guest_of(mutation),
             mutation.paging,
             options or options_of(mutation),
-            make_engine=broken,
+            make_engine=mutation.make_engine,
             image=image_of(mutation),
         )
         self._mutation = mutation
@@ -180,4 +174,4 @@ def run_migrated(catch: Catch) -> None:
     _ended(catch, record)
 
 
-RUNS: Final = {Way.LIVE: run_live, Way.TWIN: run_beside_native, Way.MIGRATE: run_migrated}
+LIVE_RUNS: Final = {Way.LIVE: run_live, Way.TWIN: run_beside_native, Way.MIGRATE: run_migrated}

@@ -8,7 +8,6 @@ from typing import Final
 from harness.x86.access import Access
 from harness.x86.bits import PTE_A, PTE_D
 from harness.xi.engine import XiEngine
-from harness.xi.guest_walk import Walk
 from tests.mutations.mutation import Mutation, caught
 from tests.mutations.rights import LOST_FRAME_BIT
 
@@ -24,11 +23,10 @@ class LeafAccessedOnly(XiEngine):
 class AccessedNextDoor(XiEngine):
     """Sets A in the entry after the leaf that was walked, too."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        address = walk.addresses[-1] + 8
-        if address & 0xFFF:
-            self.memory.or64(address, PTE_A)
-        return super().set_accessed(walk, store)
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        super()._set_in_guest(address, missing)
+        if (address + 8) & 0xFFF:
+            self.memory.or64(address + 8, PTE_A)
 
 
 class DirtyWhenRefused(XiEngine):
@@ -49,18 +47,15 @@ class DirtyWhenRefused(XiEngine):
 class DirtyOnLoad(XiEngine):
     """Sets D for loads and fetches too."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        return super().set_accessed(walk, True)
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        super()._set_in_guest(address, missing | PTE_D)
 
 
 class NeverDirty(XiEngine):
     """Shows the shadow a D bit that it does not set in the guest's entry."""
 
-    def set_accessed(self, walk: Walk, store: bool) -> bool:
-        changed = super().set_accessed(walk, False)
-        if store and walk.entries:
-            walk.entries[-1] |= PTE_D
-        return changed or store
+    def _set_in_guest(self, address: int, missing: int) -> None:
+        super()._set_in_guest(address, missing & ~PTE_D)
 
 
 ORACLES: Final = (

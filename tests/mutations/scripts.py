@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
 
 from harness.engine import Bytes
+from harness.peers.engine import PeerEngine
 from harness.x86.access import Access
 from harness.x86.bits import PTE_D, PTE_PS, PTE_RW
 from harness.x86.control import ControlState
 from harness.xi.engine import XiEngine
-from tests.mutations.mutation import Mutation, caught
+from tests.mutations.mutation import Engine, Mutation, caught
+from tests.peers.domain import PeerDomain
 from tests.xi.broken import OldFrameKept
 from tests.xi.domain import USED, Domain
 
 VA: Final = 0x40000000
+
+
+def domain_of(engine: Engine, policies: Mapping[str, str], mode: str = "long4", fill: str = "eager") -> Domain:
+    """A domain of any engine."""
+    if issubclass(engine, PeerEngine):
+        return PeerDomain(engine, mode, fill, options=policies)
+    return Domain(mode, fill, engine=engine, options=policies)
 
 
 class LargeOverTable(XiEngine):
@@ -67,25 +77,25 @@ class LogReadOneAlias(XiEngine):
         return out
 
 
-def mapped(engine: type[XiEngine]) -> Domain:
+def mapped(engine: Engine, policies: Mapping[str, str]) -> Domain:
     """Two pages of one table."""
-    domain = Domain("long4", engine=engine)
+    domain = domain_of(engine, policies)
     domain.map(VA, 300)
     domain.map(VA + 0x9000, 300)
     domain.start()
     return domain
 
 
-def moved(engine: type[XiEngine]) -> Domain:
+def moved(engine: Engine, policies: Mapping[str, str]) -> Domain:
     """A page whose machine frame changes."""
-    domain = mapped(engine)
+    domain = mapped(engine, policies)
     domain.engine.xi_invld_mfn(300, 1500)
     return domain
 
 
-def recycled(engine: type[XiEngine]) -> Domain:
+def recycled(engine: Engine, policies: Mapping[str, str]) -> Domain:
     """A space that is gone, and an idle loop that had time."""
-    domain = mapped(engine)
+    domain = mapped(engine, policies)
     first = domain.engine.root_spti
     assert first is not None
     domain.switch(domain.new_root())
@@ -94,9 +104,18 @@ def recycled(engine: type[XiEngine]) -> Domain:
     return domain
 
 
-def logged(engine: type[XiEngine]) -> Domain:
+def log_begun(engine: Engine, policies: Mapping[str, str]) -> Domain:
+    """A round of the dirty log has begun, and nothing has been stored in it: not to the large page either."""
+    domain = mapped(engine, policies)
+    domain.map(VA + 0x800000, 512, USED, 2)
+    domain.flush()
+    domain.engine.dirty_log_start()
+    return domain
+
+
+def logged(engine: Engine, policies: Mapping[str, str]) -> Domain:
     """Dirty logging, a store, and a page mapped meanwhile."""
-    domain = mapped(engine)
+    domain = mapped(engine, policies)
     domain.engine.dirty_log_start()
     domain.check(VA, Access.STORE)
     domain.map(VA + 0x5000, 301, USED)
@@ -104,13 +123,45 @@ def logged(engine: type[XiEngine]) -> Domain:
     return domain
 
 
-def log_read(engine: type[XiEngine]) -> Domain:
+def log_read(engine: Engine, policies: Mapping[str, str]) -> Domain:
     """Dirty logging, a store to a page with two aliases, and a read of the log."""
-    domain = mapped(engine)
+    domain = mapped(engine, policies)
     domain.engine.dirty_log_start()
     domain.check(VA, Access.STORE)
     domain.check(VA + 0x9000, Access.STORE)
     domain.engine.dirty_log_read()
+    return domain
+
+
+def linked_anew(engine: Engine, policies: Mapping[str, str]) -> Domain:
+    """A table that was stored to is mapped at another address, where nothing was: the guest need not flush."""
+    domain = domain_of(engine, policies, fill="demand")
+    other = VA + (1 << 30)
+    domain.map(VA, 300)
+    domain.map(VA + 0x1000, 310)
+    domain.start()
+    domain.run(VA + 0x1000, Access.LOAD)
+    domain.map(VA + 0x1000, 311)
+    domain.poke(domain.entry_at(other, 2), domain.read_guest(domain.entry_at(VA, 2), 8))
+    for va in (other, other + 0x1000):
+        domain.check(va, Access.LOAD)
+    return domain
+
+
+def linked_late(engine: Engine, policies: Mapping[str, str]) -> Domain:
+    """A table stands at two addresses from the start; the second is used once the guest has stored to it."""
+    domain = domain_of(engine, policies, fill="demand")
+    other, table = VA + (1 << 30), VA + 0x5000
+    domain.map(VA, 300)
+    entry = domain.map(VA + 0x1000, 310)
+    domain.map(table, entry >> 12)
+    domain.poke(domain.entry_at(other, 2), domain.read_guest(domain.entry_at(VA, 2), 8))
+    domain.start()
+    domain.run(VA + 0x1000, Access.LOAD)
+    domain.run(table, Access.STORE)
+    domain.poke(entry, 311 << 12 | USED, announce=False)
+    for va in (other, other + 0x1000):
+        domain.check(va, Access.LOAD)
     return domain
 
 

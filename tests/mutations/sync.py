@@ -9,9 +9,9 @@ import numpy as np
 from harness.engine import Words
 from harness.x86.bits import CR4_PGE, PTE_P
 from harness.x86.control import ControlState
-from harness.xi.backlinks import Ints
 from harness.xi.decision import RESYNC
 from harness.xi.engine import XiEngine
+from harness.xi.links import Ints
 from harness.xi.pool import Spti
 from harness.xi.roles import Role
 from tests.mutations.mutation import Mutation, caught

@@ -68,7 +68,7 @@ class PoolLeak(XiEngine):
 
 class _Unzeroed(Pool):
     def zero(self, spti: Spti) -> None:
-        spti.zeroed = True
+        """Leaves it as it is."""
 
 
 class NotZeroed(XiEngine):
@@ -77,6 +77,16 @@ class NotZeroed(XiEngine):
     def __init__(self, config: EngineConfig, memory: MachineMemory) -> None:
         super().__init__(config, memory)
         self.pool_memory.__class__ = _Unzeroed
+
+
+class RootKept(XiEngine):
+    """Of the roots of one mode the first that the guest loads stays the root."""
+
+    def _switch_root(self) -> None:
+        root = self.root_spti
+        super()._switch_root()
+        if root is not None and root.role is not None and root.role.mode == self.state.mode.name:
+            self.root_spti, self._shadow_root = root, None
 
 
 class RootEvicted(XiEngine):
@@ -202,10 +212,11 @@ TABLES: Final = (
         "nopae",
         NotZeroed,
     ),
+    Mutation("root-kept", "a CR3 load keeps the root", caught("audit:root"), "switch", "long4", RootKept),
     Mutation(
         "active-root-evicted",
         "the LRU recycles the root in use",
-        caught("probe", "audit:root"),
+        caught("exception"),
         "stale",
         "long4",
         RootEvicted,

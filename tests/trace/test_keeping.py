@@ -24,6 +24,7 @@ from tests.test_session import qemu_below
 
 BASIC = load_catalogue()["basic"]
 FEW = RunOptions(probe_budget=60)
+live = pytest.mark.two_cores
 
 
 class WrongFrame(XiEngine):
@@ -38,10 +39,10 @@ class WrongFrame(XiEngine):
     [
         ("basic", "long5", {}),
         ("churn", "pae", {}),
-        ("churn", "long4", {"mode": "live"}),
-        ("churn", "pae", {"mode": "live", "stress": True, "pool_spti": 40}),
-        ("ad", "nopae", {"mode": "live", "policies": {"zeroing": "critical-path"}}),
-        ("basic", "pae", {"mode": "both"}),
+        pytest.param("alias", "long4", {"mode": "live"}, marks=live),
+        pytest.param("switch", "pae", {"mode": "live", "stress": True, "pool_spti": 40}, marks=live),
+        pytest.param("ad", "nopae", {"mode": "live", "policies": {"zeroing": "critical-path"}}, marks=live),
+        pytest.param("basic", "pae", {"mode": "both"}, marks=live),
     ],
 )
 def test_a_recorded_run_comes_out_again(guest: str, paging: str, chosen: dict[str, Any], tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def test_a_run_that_ends_as_it_must_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("mode", ["observe", "live"])
+@pytest.mark.parametrize("mode", ["observe", pytest.param("live", marks=live)])
 def test_a_failing_run_keeps_its_trace_and_says_how_to_go_on(mode: str, tmp_path: Path) -> None:
     options = RunOptions(probe_budget=60, keep_traces=tmp_path, mode=mode, seed=3)
     session = make_session(BASIC, "long4", options)
@@ -123,7 +124,7 @@ def test_nothing_is_recorded_unless_it_is_wanted(tmp_path: Path, monkeypatch: py
     assert session.record.repro[1:] == ["xi-harness debug basic --paging long4 --seed 1"]  # it had no event yet
 
 
-@pytest.mark.parametrize(("mode", "verdict"), [("observe", "error"), ("both", "fail")])
+@pytest.mark.parametrize(("mode", "verdict"), [("observe", "error"), pytest.param("both", "fail", marks=live)])
 def test_the_trace_of_a_run_whose_machine_is_lost_is_kept(mode: str, verdict: str, tmp_path: Path) -> None:
     def kill(progress: Progress) -> None:
         if progress.phase in ("running", "live"):

@@ -10,6 +10,9 @@ from typing import Final
 import pytest
 
 from harness.engine import AWAY, RETRY, EngineConfig, MachineMemory, ShadowEngine
+from harness.peers.eager import EagerEngine
+from harness.peers.kvm import KvmEngine
+from harness.peers.xen302 import Xen302Engine
 from harness.trace import records as r
 from harness.trace import summary
 from harness.trace.format import PACK, Kind, tailed, words_tail
@@ -57,7 +60,11 @@ def played(trace: Trace, engine: Engine) -> NeutralReplay:
     return replay
 
 
-@pytest.mark.parametrize("engine", [small, eager, demand, Amnesiac], ids=lambda engine: engine.__name__)
+@pytest.mark.parametrize(
+    "engine",
+    [small, eager, demand, Amnesiac, EagerEngine, KvmEngine, Xen302Engine],
+    ids=lambda engine: engine.__name__,
+)
 @pytest.mark.parametrize("fill", ["demand", "eager"])
 @pytest.mark.parametrize("mode", MODES)
 def test_another_engine_gives_what_the_architecture_prescribes(
@@ -69,6 +76,20 @@ def test_another_engine_gives_what_the_architecture_prescribes(
     compared = replay.tally.compared
     assert {"answers", "walks", "audits", "unexplained", "dirty log"} <= compared.keys()
     assert not compared["pool"] and not compared["queues"]
+
+
+@pytest.mark.parametrize("engine", [KvmEngine, Xen302Engine])
+def test_a_table_that_has_moved_is_unknown_until_the_recorded_engine_reads_it(engine: Engine, tmp_path: Path) -> None:
+    guest = RecordedGuest(tmp_path)
+    guest.access(PAGES[0], Access.LOAD)
+    guest.domain.move(guest.domain.entry_at(PAGES[0]) >> 12)
+    guest.domain.engine.audit()
+    guest.flush()
+    guest.access(PAGES[0], Access.STORE)
+    guest.checkpoint()
+    replay = played(guest.save(), engine)
+    assert replay.tally.compared["audits"] > 1
+    assert not replay.tally.kept
 
 
 def test_an_engine_of_another_kind(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from harness.twin.compare import MakeLeg, run_twin
 from harness.twin.live_leg import LiveLeg
 from harness.x86.bits import PF_W, PTE_A
 
+pytestmark = pytest.mark.two_cores
+
 Break = Callable[[LiveSession], None]
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +35,7 @@ def build(source: str, address: int = 0) -> bytes:
     return _linked(source, address, ("objcopy", "-O", "binary", "-j", ".text", "a.elf", "a.out"))
 
 
+@cache  # many tests run the same small guest
 def link(source: str, address: int) -> bytes:
     """The ELF image of assembler `source` (code for the machine's entry: 32-bit), one segment at `address`."""
     return _linked(source, address, ("objcopy", "-O", "elf32-i386", "a.elf", "a.out"))

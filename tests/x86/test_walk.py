@@ -178,7 +178,7 @@ def entries(draw: st.DrawFn) -> int:
     return entry
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(PAGED_MODES),
     st.lists(entries(), min_size=16, max_size=16),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from harness.x86.access import Access
 from harness.x86.control import ControlState
 from harness.x86.modes import MODES
 from harness.xi.engine import XiEngine
+from harness.xi.shared_pool import SharedPool
 from tests.xi.model import Answer, mmu
 
 A, D, P, RW, US, PS, NX = (
@@ -38,7 +40,8 @@ CONTROL = {
 
 class Domain:
     """One domain. gfns up to `frames`; pool of `sptis` SPTIs; p2m: mfn of each gfn below 2 * `frames`, the identity by
-    default, or scattered when `scramble`."""
+    default, or scattered when `scramble`. late: stores are announced when they are made already, as they are under
+    observation. shared_pool: the one to join, which has its own size."""
 
     def __init__(
         self,
@@ -50,18 +53,21 @@ class Domain:
         p2m: npt.NDArray[np.int64] | None = None,
         wp: bool = True,
         cr4: int = 0,
-        options: dict[str, str] | None = None,
+        options: Mapping[str, str] | None = None,
         engine: type[XiEngine] = XiEngine,
+        late: bool = False,
+        shared_pool: SharedPool | None = None,
     ) -> None:
+        self.late = late
         self.frames = frames
         self.memory = PlainMemory(np.zeros(2 * frames * 4096, np.uint8))
         table = np.arange(frames, dtype=np.int64) if p2m is None else p2m
         if scramble:
             table = np.random.default_rng(7).permutation(2 * frames)[:frames].astype(np.int64)
-        self.pool_base = 2 * frames
-        self.engine = engine(
-            EngineConfig(frames, sptis * 4, self.pool_base, p2m=table, fill=fill, options=options or {}), self.memory
-        )
+        self.pool_base = shared_pool.base_mfn if shared_pool else 2 * frames
+        pool_frames = shared_pool.frames if shared_pool else sptis * 4
+        config = EngineConfig(frames, pool_frames, self.pool_base, p2m=table, fill=fill, options=dict(options or {}))
+        self.engine = engine(config, self.memory, shared_pool) if shared_pool else engine(config, self.memory)
         self.mode = MODES[mode]
         cr0, mode_cr4, efer = CONTROL[mode]
         self.state = ControlState(cr0 | (bits.CR0_WP if wp else 0), 0, mode_cr4 | cr4, efer)
@@ -102,10 +108,13 @@ class Domain:
         gfn = address >> 12
         if gfn in self.away:
             self.give(gfn)
-        if announce and self.engine.guest_tables().get(gfn):
+        announce = announce and self.engine.guest_tables().get(gfn, False)
+        if announce and not self.late:
             self.engine.table_written(gfn)
         at = (self.mfn(gfn) << 12) + (address & 0xFFF)
         self.memory.bytes[at : at + count] = np.frombuffer(value.to_bytes(count, "little"), np.uint8)
+        if announce and self.late:
+            self.engine.table_written(gfn)
 
     def entry_at(self, va: int, level: int = 1, root: int | None = None) -> int:
         """Guest-physical address of the entry of `va` at `level`; tables above it are created."""

@@ -7,6 +7,7 @@ shares code with the engine. A run is decided by its seed.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import Final
@@ -23,6 +24,8 @@ from harness.x86.access import ALL_ACCESSES, Access
 from harness.x86.control import ControlState
 from harness.x86.modes import PagingMode
 from harness.x86.walk import MAPPED, trace, walk
+from harness.xi.engine import XiEngine
+from harness.xi.shared_pool import SharedPool
 from tests.xi.domain import A, D, Domain
 
 FRAMES: Final = 4096
@@ -65,11 +68,33 @@ class Recording(PlainMemory):
 
 
 class Storm:
-    """One run. mode: the guest's; sptis: of the pool."""
+    """One run. mode: the guest's; sptis: of the pool; engine: that answers; options, late, shared_pool: as `Domain`."""
 
-    def __init__(self, mode: str, sptis: int, seed: int, fill: str = "demand") -> None:
+    def __init__(
+        self,
+        mode: str,
+        sptis: int,
+        seed: int,
+        fill: str = "demand",
+        engine: type[XiEngine] = XiEngine,
+        options: Mapping[str, str] | None = None,
+        late: bool = False,
+        shared_pool: SharedPool | None = None,
+    ) -> None:
         self.random = Random(seed)
-        self.domain = Domain(mode, fill, FRAMES, sptis, p2m=blocks(seed), wp=self.random.random() < 0.7)
+        wp = self.random.random() < 0.7
+        self.domain = Domain(
+            mode,
+            fill,
+            FRAMES,
+            sptis,
+            p2m=blocks(seed),
+            wp=wp,
+            engine=engine,
+            options=options,
+            late=late,
+            shared_pool=shared_pool,
+        )
         self.engine = self.domain.engine
         self.memory = Recording(self.domain.memory.bytes)
         self.engine.memory = self.memory

@@ -10,6 +10,7 @@ from harness.xi.engine import XiEngine
 from harness.xi.pool import Spti
 from harness.xi.roles import Kind
 from tests.xi.domain import NX, PS, RW, US, USED, A, D, Domain, P
+from tests.xi.policies import lists_of
 
 VA = 0x40000000
 
@@ -50,7 +51,7 @@ def ring(engine: XiEngine) -> None:
     word = leaf(engine)[1]
     at = word + 1024 + (word & 511)
     engine.q[at] = engine.q[at + 1] = word + 1
-    engine.links.heads[engine.links.slot(1, 300)] = 0
+    lists_of(engine).heads[engine.links.slot(1, 300)] = 0
 
 
 def stray_backlink(engine: XiEngine) -> None:

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.xi.backlinks import Backlinks
-from harness.xi.pool import Pool
+from harness.xi.pool import Pool, PoolFrames
 
 FRAMES = 600
 
 
 def make() -> Backlinks:
-    return Backlinks(Pool(12 * 4, 4096, None, "idle"), FRAMES)
+    return Backlinks(Pool(PoolFrames(12 * 4, 4096), "idle"), FRAMES)
 
 
 def word(spti: int, index: int) -> int:

@@ -61,6 +61,12 @@ class Spied:
         return self.inner[packed]
 
 
+def decided(asked: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The features of a decision, asked for once, or twice: where the short way of a fault does not lead."""
+    assert asked[1:] in ([], asked[:1])
+    return asked[:1]
+
+
 def features_of(record: dict[str, Any] | None) -> list[dict[str, str]]:
     return [] if record is None else [record["features"]]
 
@@ -96,7 +102,7 @@ class Comparison:
         for table in (RIGHTS, PLACE):
             self.asked(table)
         code = self.fault(va, access)
-        rights, place = self.asked(RIGHTS), self.asked(PLACE)
+        rights, place = decided(self.asked(RIGHTS)), decided(self.asked(PLACE))
         assert rights == features_of(record["rights"])
         self.counts["rights"] += len(rights)
         if record["behind"]:  # what is synchronised first can change what PLACE is asked
@@ -123,13 +129,13 @@ class Comparison:
 
         return resync
 
-    def many_entries(self, spti: Spti, index: Any, entries: Any) -> None:
+    def many_entries(self, spti: Spti, index: Any, entries: Any, fill: bool) -> None:
         records = [
-            resync_decision(self.engine, spti, at, entry, self.engine.eager)
+            resync_decision(self.engine, spti, at, entry, fill)
             for at, entry in zip(index.tolist(), entries.tolist(), strict=True)
         ]
         self.many.asked.clear()
-        self.resync_many(spti, index, entries)
+        self.resync_many(spti, index, entries, fill)
         asked = [RESYNC.unpack(packed) for packed in self.many.asked[0].tolist()]
         assert asked == [record["features"] for record in records if record is not None]
         self.counts["many"] += 1
@@ -139,7 +145,7 @@ class Comparison:
 @pytest.mark.parametrize("mode", MODES)
 def test_the_engine_goes_by_what_was_explained(mode: str, fill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: Counter[str] = Counter()
-    for seed in (1, 3, 4):
+    for seed in (1, 3, 5):
         with monkeypatch.context() as patch:
             storm = Storm(mode, 48, seed, fill)
             comparison = Comparison(storm.engine, patch)

@@ -11,6 +11,7 @@ from harness.x86.access import Access
 from harness.xi.backlinks import HEAD
 from harness.xi.pool import BACKLINKS, Spti
 from tests.xi.domain import PS, RW, US, USED, A, D, Domain, P
+from tests.xi.policies import lists_of
 from tests.xi.storm import DATA, OTHER, TABLES, Storm
 
 VA = 0x400000
@@ -104,8 +105,8 @@ def of_another(made: Domain, word: int) -> None:
 
 def head_forgets(made: Domain, word: int) -> None:
     for slot in range(made.engine.links.slots):
-        if made.engine.links.heads[slot] == word + 1:
-            made.engine.links.heads[slot] = 0
+        if lists_of(made.engine).heads[slot] == word + 1:
+            lists_of(made.engine).heads[slot] = 0
 
 
 def to_a_free_table(made: Domain, word: int) -> None:
@@ -194,7 +195,7 @@ def test_lists_that_lie() -> None:
     found = {spte["index"]: spte["wrong"] for spte in made.engine.describe_backlinks(0x501)["sptes"]}
     assert found == {first & 511: [], second & 511: ["on no list: it has no backlink"]}
     # The list of frame 0x501 has an SPTE of another frame, which it then goes round for ever.
-    made.engine.links.heads[0x501] = spti.base + 1
+    lists_of(made.engine).heads[0x501] = spti.base + 1
     at = spti.base + BACKLINKS
     made.engine.q[at] = spti.base + 1
     sptes = made.engine.describe_backlinks(0x501)["sptes"]
@@ -203,7 +204,7 @@ def test_lists_that_lie() -> None:
 
 def test_a_list_that_leaves_the_pool() -> None:
     made = domain()
-    made.engine.links.heads[0x700] = len(made.engine.q) + 5
+    lists_of(made.engine).heads[0x700] = len(made.engine.q) + 5
     assert made.engine.describe_backlinks(0x700)["sptes"] == []
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
+import numpy as np
 import pytest
 
 from harness.engine import RETRY
 from harness.x86 import bits
-from harness.x86.access import Access
+from harness.x86.access import ALL_ACCESSES, Access
 from harness.x86.modes import PAGED_MODES
+from harness.xi.engine import XiEngine
 from harness.xi.known_paths import KNOWN_SHIFT, KnownPath
 from tests.xi.domain import RW, US, USED, Domain, P
 
@@ -207,3 +210,95 @@ def test_a_store_that_only_wp_0_allows_does_not_open_the_others(mode: str) -> No
     domain.check(VA + 0x6000, Access.USER_STORE)
     domain.check(VA + 0x6000, Access.STORE)
     domain.audit()
+
+
+class LongWay(XiEngine):
+    """Every fault walks, judges, follows and fills step by step."""
+
+    def _known_fault(self, va: int, access: int, known: KnownPath) -> int | None:
+        return None
+
+
+class ShortWay(XiEngine):
+    """Counts the faults that are done in one piece."""
+
+    short = 0
+    refused = 0
+
+    def _known_fault(self, va: int, access: int, known: KnownPath) -> int | None:
+        result = super()._known_fault(va, access, known)
+        self.short += result == RETRY
+        self.refused += result is not None and result >= 0
+        return result
+
+
+class Busy:
+    """A guest that faults on few pages over and over, now and then with another entry there, or above."""
+
+    def __init__(self, mode: str, fill: str, snapshots: str, engine: type[XiEngine], seed: int) -> None:
+        self.random = Random(seed)
+        self.results: list[int] = []
+        wp = self.random.random() < 0.8
+        domain = Domain(mode, fill, sptis=16, wp=wp, engine=engine, options={"snapshots": snapshots})
+        domain.late = fill == "eager"
+        self.domain, self.pages = domain, [VA + table + page * 0x1000 for table in (0, 1 << 22) for page in range(12)]
+        for number, va in enumerate(self.pages):
+            domain.map(va, GFN + number, FRESH)
+        self.tables = [domain.entry_at(self.pages[0]) >> 12, domain.entry_at(self.pages[-1]) >> 12]
+        domain.map(2 * VA, self.tables[0])  # the guest's own window on a table
+        domain.start()
+
+    def rage(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step()
+        self.domain.engine.unexplained_changes()
+        self.domain.flush()
+        self.domain.audit()
+
+    def step(self) -> None:
+        r, domain = self.random, self.domain
+        va = r.choice(self.pages)
+        what = r.random()
+        if what < 0.75:
+            self.results.append(domain.engine.shadow_fault(va, r.choice(ALL_ACCESSES)))
+        elif what < 0.85:  # the guest looks for what was used, and tells nobody
+            self.write(va, 1, bits.PTE_A | bits.PTE_D, announce=r.random() < 0.2)
+        elif what < 0.93:
+            self.write(va, 1, r.choice((P, RW, US, 1 << 12)))
+        elif what < 0.95:
+            self.write(va, 2, r.choice((P, RW, US)), announce=r.random() < 0.5)
+        elif what < 0.97:
+            domain.engine.shadow_fault(2 * VA, Access.STORE)
+        elif what < 0.98:
+            domain.flush()
+        elif what < 0.985:
+            domain.move(r.choice((*self.tables, GFN + r.randrange(24))))
+        elif what < 0.99:
+            domain.engine.dirty_log_start()
+        else:
+            domain.engine.dirty_log_stop()
+
+    def write(self, va: int, level: int, flips: int, announce: bool = True) -> None:
+        entry = self.domain.entry_at(va, level)
+        self.domain.poke(entry, self.domain.read_guest(entry, self.domain.mode.entry_bytes) ^ flips, announce)
+
+
+@every_mode
+@every_fill
+@pytest.mark.parametrize("snapshots", ["reserved", "dynamic"])
+def test_the_short_way_comes_to_the_same(mode: str, fill: str, snapshots: str) -> None:
+    short = refused = 0
+    for seed in range(4):
+        guests = [Busy(mode, fill, snapshots, engine, seed) for engine in (LongWay, ShortWay)]
+        for one in guests:
+            one.rage(400)
+        long, ours = (one.domain.engine for one in guests)
+        assert isinstance(ours, ShortWay)
+        short += ours.short
+        refused += ours.refused
+        assert guests[0].results == guests[1].results
+        assert ours.counters == long.counters
+        assert list(ours.pool_memory.lru) == list(long.pool_memory.lru)
+        assert np.array_equal(ours.pool[1], long.pool[1])
+        assert np.array_equal(guests[0].domain.memory.bytes, guests[1].domain.memory.bytes)
+    assert short > 100 and refused > 20

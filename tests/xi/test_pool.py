@@ -8,7 +8,7 @@ import pytest
 from harness.engine import EngineConfig, PlainMemory
 from harness.x86.access import Access
 from harness.xi.engine import XiEngine
-from harness.xi.pool import PAGES_AT_ONCE, Pool, minimum_sptis, pool_frames_for
+from harness.xi.pool import PAGES_AT_ONCE, Pool, PoolFrames, minimum_sptis, pool_frames_for
 from tests.xi.domain import Domain
 
 
@@ -20,24 +20,24 @@ def test_five_per_cent_is_reserved_but_never_less_than_a_path() -> None:
 
 def test_a_pool_too_small_for_a_path_is_refused_with_the_minimum() -> None:
     with pytest.raises(ValueError, match=f"at least {minimum_sptis() * 4} frames"):
-        Pool(16, 0, None, "idle")
+        PoolFrames(16, 0)
 
 
 def test_memory_of_the_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match="pool memory"):
-        Pool(48, 0, np.zeros(4096, np.uint8), "idle")
+        PoolFrames(48, 0, np.zeros(4096, np.uint8))
 
 
 def test_memory_given_is_used_and_cleared() -> None:
     memory = np.full(48 * 4096, 0xAA, np.uint8)
-    pool = Pool(48, 0, memory, "idle")
+    pool = Pool(PoolFrames(48, 0, memory), "idle")
     assert not memory.any()
     pool.q[3] = 0x1122
     assert memory.view(np.uint64)[3] == 0x1122
 
 
 def test_an_spti_is_on_exactly_one_list() -> None:
-    pool = Pool(48, 100, None, "idle")
+    pool = Pool(PoolFrames(48, 100), "idle")
     taken = pool.take()
     assert taken is not None
     spti, inline = taken
@@ -49,7 +49,7 @@ def test_an_spti_is_on_exactly_one_list() -> None:
 
 
 def test_idle_zeroing_spares_the_critical_path() -> None:
-    pool = Pool(48, 0, None, "idle")
+    pool = Pool(PoolFrames(48, 0), "idle")
     for _ in range(12):
         taken = pool.take()
         assert taken is not None
@@ -64,7 +64,7 @@ def test_idle_zeroing_spares_the_critical_path() -> None:
 
 
 def test_critical_path_zeroing_zeroes_when_one_is_taken() -> None:
-    pool = Pool(48, 0, None, "critical-path")
+    pool = Pool(PoolFrames(48, 0), "critical-path")
     assert pool.idle_zero(5) == 0
     taken = pool.take()
     assert taken is not None
@@ -85,7 +85,8 @@ def test_both_zeroing_policies_serve_a_guest(zeroing: str) -> None:
     ("config", "message"),
     [
         ({"options": {"zeroing": "never"}}, "policies are idle, critical-path"),
-        ({"options": {"snapshot": "none"}}, "options are zeroing"),
+        ({"options": {"snapshots": "none"}}, "policies are reserved, dynamic"),
+        ({"options": {"snapshot": "none"}}, "options are backlinks, fault-resync, pool, snapshots, zeroing"),
         ({"fill": "lazy"}, "one of eager, demand"),
         ({"pool_base_mfn": 1 << 20}, "below 4 GiB"),
         ({"pool_base_mfn": 50}, "shadow pool"),

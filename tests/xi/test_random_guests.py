@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.x86.modes import MODES, PAGED_MODES, PagingMode
 from harness.xi import resync
 from tests.xi.domain import NX, PS, Domain
 from tests.xi.model import mmu
+from tests.xi.policies import COMBINATIONS, combination_id
 
 SIZES = (5, 12, 120)  # SPTIs; no pool has fewer than 5
 ROOTS = (2, 3)
@@ -162,7 +164,7 @@ class Player:
 @pytest.mark.parametrize("bulk", [1, resync.BULK], ids=["bulk", "scalar"])
 @pytest.mark.parametrize("fill", ["eager", "demand"])
 @pytest.mark.parametrize("mode", [mode.name for mode in PAGED_MODES])
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_after_a_flush_the_shadow_answers_as_the_guests_tables(
     mode: str, fill: str, bulk: int, data: st.DataObject
@@ -172,7 +174,17 @@ def test_after_a_flush_the_shadow_answers_as_the_guests_tables(
         play(mode, fill, data)
 
 
-def play(mode: str, fill: str, data: st.DataObject) -> None:
+@pytest.mark.parametrize("options", COMBINATIONS, ids=combination_id)
+@pytest.mark.parametrize("mode", [mode.name for mode in PAGED_MODES])
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_so_it_does_under_every_policy(options: Mapping[str, str], mode: str, data: st.DataObject) -> None:
+    play(mode, data.draw(st.sampled_from(("eager", "demand"))), data, options, data.draw(st.booleans()))
+
+
+def play(
+    mode: str, fill: str, data: st.DataObject, options: Mapping[str, str] | None = None, late: bool = False
+) -> None:
     paging = MODES[mode]
     domain = Domain(
         mode,
@@ -180,6 +192,8 @@ def play(mode: str, fill: str, data: st.DataObject) -> None:
         sptis=data.draw(st.sampled_from(SIZES)),
         scramble=data.draw(st.booleans()),
         wp=data.draw(st.booleans()),
+        options=options,
+        late=late,
     )
     player = Player(domain)
     reported: set[int] = set()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from harness.debug.commands.arguments import split
 from harness.debug.commands.command import Command
@@ -12,7 +12,7 @@ from harness.debug.commands.text import MARK, columns, plural
 from harness.debug.commands.told import explains
 from harness.debug.scene import Scene
 
-_RULES: Final = frozenset(("pool-conservation", "zeroed-is-zero", "H1", "orphans", "root"))
+_RULES: Final = frozenset(("pool-conservation", "pool-owner", "pool-order", "zeroed-is-zero", "H1", "orphans", "root"))
 
 
 def _pool(scene: Scene, arguments: Sequence[str]) -> str:
@@ -20,10 +20,11 @@ def _pool(scene: Scene, arguments: Sequence[str]) -> str:
     record = explains(scene).describe_pool()
     clean, unclean = record["clean"], record["unclean"]
     last = record["base_mfn"] + record["frames"] - 1
+    used = f"{record['in_use']}{_elsewhere(record)}"
     lines = [
         f"{record['sptis']} SPTIs of 4 frames, mfn {record['base_mfn']:#x}-{last:#x}; "
         f"fill={record['fill']}, zeroing={record['zeroing']}",
-        f"  in use {record['in_use']}, free {clean + unclean}: {clean} zeroed and {unclean} not yet",
+        f"  in use {used}, free {clean + unclean}: {clean} zeroed and {unclean} not yet",
         f"  root in use: {'none yet' if record['root'] is None else 'SPTI {root}'.format(**record)}; "
         f"{plural(record['orphans'], 'orphan')}, which nothing leads to (recycled first)",
         f"  idle moments recycle below {record['low_water']} free: orphans, and to keep {record['reserve']} others too",
@@ -46,6 +47,12 @@ def _pool(scene: Scene, arguments: Sequence[str]) -> str:
         lines += columns(("SPTI", "shadows", "state", "SPTEs", "parents"), rows, right="SPTI SPTEs parents")
     wrong = [failure for failure in scene.engine.audit() if failure.invariant in _RULES]
     return "\n".join(lines + failure_lines(wrong))
+
+
+def _elsewhere(record: Mapping[str, Any]) -> str:
+    if not record["neighbours"]:
+        return ""
+    return f", by {plural(record['neighbours'], 'other domain')} {record['elsewhere']}"
 
 
 _HELP: Final = f"""\

@@ -38,6 +38,8 @@ def _table(engine: Explains, index: int) -> str:
             f"SPTI {index}: free, {'zeroed' if record['zeroed'] else 'not zeroed yet'}, SPT at mfn {record['mfn']:#x}"
         )
     mfn = record["mfn"]
+    if "role" not in record:
+        return f"SPTI {index}: {record['state']}, SPT at mfn {mfn:#x}"
     lines = [
         spti_line(record) + _protects(record),
         f"  SPT at mfn {mfn:#x}, snapshot {mfn + 1:#x}, backlinks {mfn + 2:#x} and {mfn + 3:#x}; "
